@@ -1,0 +1,2 @@
+//! catalog-bridge.
+fn main() {}
