@@ -1,0 +1,36 @@
+# Every task is one line of ordinary cargo, so all of it works without just.
+
+# List the tasks
+default:
+    @just --list
+
+# Show the product without any server
+demo:
+    cargo run --release -- demo
+
+# Start PostgreSQL, Kafka and Backstage on loopback, print their addresses, stop them at Ctrl-C
+up *services:
+    cargo run -p catalog-bridge-services -- up {{services}}
+
+# Everything that the README promises to pass
+test:
+    cargo test
+
+# The long forms: more rounds, more seeds
+test-all:
+    CATALOG_BRIDGE_TEST=long cargo test --release
+
+# What CI checks before the tests
+lint:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets -- -D warnings
+    cargo deny check bans licenses sources
+
+# Format and write the generated pages anew
+fix:
+    cargo fmt --all
+    CATALOG_BRIDGE_WRITE_DOCS=1 cargo test --test tidy docs
+
+# Throughput and latency, release build
+bench:
+    cargo run --release -p catalog-bridge-bench
