@@ -4,6 +4,8 @@
 //! checkpoints compare the lease's epoch). Two stores keep them, PostgreSQL and SQLite; one suite runs against both.
 //! Knows nothing of HTTP, of sources or of brokers. DESIGN section 4 is the contract that the traits here spell out.
 
+mod tail;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +15,8 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use tokio::sync::watch;
 use uuid::Uuid;
+
+pub use tail::Tail;
 
 /// What a source states; the log decides what it means (added, updated, removed, or no event at all).
 #[derive(Debug, Clone)]
