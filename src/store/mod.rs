@@ -4,6 +4,11 @@
 //! checkpoints compare the lease's epoch). Two stores keep them, PostgreSQL and SQLite; one suite runs against both.
 //! Knows nothing of HTTP, of sources or of brokers. DESIGN section 4 is the contract that the traits here spell out.
 
+mod head;
+mod metrics;
+mod postgres;
+mod settings;
+mod sqlite;
 mod tail;
 
 use std::sync::Arc;
@@ -16,7 +21,12 @@ use serde::Serialize;
 use tokio::sync::watch;
 use uuid::Uuid;
 
-pub use tail::Tail;
+pub use self::metrics::Metrics;
+pub use self::settings::{Backend, PostgresSettings, Settings};
+pub use self::tail::Tail;
+
+/// What this binary can read; a store whose `min_reader_version` is above it is refused ([`StoreError::TooNew`]).
+pub const READER_VERSION: i64 = 1;
 
 /// What a source states; the log decides what it means (added, updated, removed, or no event at all).
 #[derive(Debug, Clone)]

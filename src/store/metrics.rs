@@ -1,0 +1,69 @@
+use std::time::Duration;
+
+use catalog_bridge_api::EventType;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+/// What the store measures. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    append_duration: Histogram,
+    events: Family<TypeLabel, Counter>,
+    failures: Family<ActionLabel, Counter>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TypeLabel {
+    r#type: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ActionLabel {
+    action: &'static str,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Metrics {
+            append_duration: Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0]),
+            events: Family::default(),
+            failures: Family::default(),
+        }
+    }
+}
+
+impl Metrics {
+    /// Adds them to the registry, with their help texts.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "catalog_bridge_append_duration_seconds",
+            "How long appends to the event log took, from the request to the commit",
+            self.append_duration.clone(),
+        );
+        registry.register(
+            "catalog_bridge_events_appended",
+            "Events that this process appended to the log, by type",
+            self.events.clone(),
+        );
+        registry.register(
+            "catalog_bridge_store_failures",
+            "Requests to the store that failed because the database was away or refused, by what was being done",
+            self.failures.clone(),
+        );
+    }
+
+    pub(crate) fn appended(&self, duration: Duration) {
+        self.append_duration.observe(duration.as_secs_f64());
+    }
+
+    pub(crate) fn event(&self, event_type: EventType, count: u64) {
+        self.events.get_or_create(&TypeLabel { r#type: event_type.as_str() }).inc_by(count);
+    }
+
+    pub(crate) fn failed(&self, action: &'static str) {
+        self.failures.get_or_create(&ActionLabel { action }).inc();
+    }
+}

@@ -1,0 +1,167 @@
+//! The store on PostgreSQL 13 or newer, shared by all replicas.
+//!
+//! Keeps P1 and P9: every append holds the one row of `log_state` from before it reads until it commits, so offsets are given
+//! in commit order, and epoch and position are compared under that lock. Locks are always taken in the order `log_state`,
+//! `checkpoints`, the rest. Works through PgBouncer in transaction mode: every statement is unnamed and inside a
+//! transaction, settings are local to it, and nothing relies on the session.
+
+mod migrate;
+mod transaction;
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use catalog_bridge_api::{BoxError, Offset};
+use chrono::{DateTime, Utc};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgRow};
+use sqlx::{PgPool, Row, query};
+
+use self::transaction::{Begin, Transaction};
+use super::head::Head;
+use super::{LogState, Metrics, PostgresSettings, Settings, StoreError};
+
+/// The store. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct PostgresStore {
+    pool: PgPool,
+    begin: Begin,
+    head: Head,
+    metrics: Metrics,
+}
+
+impl PostgresStore {
+    /// Connects, migrates, and reads where the log stands.
+    pub(crate) async fn open(
+        settings: &Settings,
+        postgres: &PostgresSettings,
+        metrics: Metrics,
+    ) -> Result<Self, StoreError> {
+        check_schema_name(&postgres.schema)?;
+        let pool = PgPoolOptions::new()
+            .max_connections(postgres.connections_max.max(2))
+            .acquire_timeout(settings.lease / 2)
+            .connect_with(connect_options(postgres)?)
+            .await
+            .map_err(unavailable("connect to the store"))?;
+        migrate::migrate(&pool, &postgres.schema).await?;
+        let server_version = server_version(&pool).await?;
+        let begin = Begin::new(&postgres.schema, server_version, settings.lease);
+        let mut transaction = Transaction::begin(&pool, &begin.read).await?;
+        let (state, _started_at) = read_state(&mut transaction).await?;
+        transaction.rollback().await;
+        Ok(PostgresStore { pool, begin, head: Head::new(state), metrics })
+    }
+
+    /// A transaction that writes; see [`Begin`].
+    async fn begin_write(&self) -> Result<Transaction, StoreError> {
+        Transaction::begin(&self.pool, &self.begin.write).await
+    }
+
+    /// A transaction that reads one snapshot.
+    async fn begin_read(&self) -> Result<Transaction, StoreError> {
+        Transaction::begin(&self.pool, &self.begin.read).await
+    }
+
+    /// Bounds a whole operation: a server that is frozen or cut off answers nothing, and its own time-outs do not reach us.
+    async fn bounded<T>(
+        &self,
+        action: &'static str,
+        operation: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let result = match tokio::time::timeout(self.begin.limit * 2, operation).await {
+            Ok(result) => result,
+            Err(_) => Err(StoreError::Unavailable { action, source: "the database did not answer in time".into() }),
+        };
+        if let Err(StoreError::Unavailable { action, .. }) = &result {
+            self.metrics.failed(action);
+        }
+        result
+    }
+}
+
+/// Where the log stands in this transaction's snapshot, and when the server started.
+async fn read_state(transaction: &mut Transaction) -> Result<(LogState, DateTime<Utc>), StoreError> {
+    const STATE: &str =
+        "select log_id, head, oldest, redactions, pg_postmaster_start_time() as started_at from log_state";
+    let row = query(STATE)
+        .persistent(false)
+        .fetch_one(&mut **transaction)
+        .await
+        .map_err(unavailable("read the log's state"))?;
+    state_of(&row).map_err(unavailable("read the log's state"))
+}
+
+/// The same under the head lock, as a statement of its own: the statements after it see everything that was committed
+/// before the lock was granted. Until the commit nobody else appends, changes `oldest` or the log's id.
+async fn lock_head(transaction: &mut Transaction) -> Result<(LogState, DateTime<Utc>), StoreError> {
+    const LOCK: &str = "select log_id, head, oldest, redactions, pg_postmaster_start_time() as started_at \
+                        from log_state for update";
+    let row = query(LOCK)
+        .persistent(false)
+        .fetch_one(&mut **transaction)
+        .await
+        .map_err(unavailable("wait for the log's head lock"))?;
+    state_of(&row).map_err(unavailable("read the log's state"))
+}
+
+fn state_of(row: &PgRow) -> Result<(LogState, DateTime<Utc>), sqlx::Error> {
+    let state = LogState {
+        log_id: row.try_get("log_id")?,
+        head: offset_of(row.try_get("head")?),
+        oldest: offset_of(row.try_get("oldest")?),
+        redactions: row.try_get::<i64, _>("redactions")?.unsigned_abs(),
+    };
+    Ok((state, row.try_get("started_at")?))
+}
+
+/// Offsets are never negative in the tables.
+fn offset_of(number: i64) -> Offset {
+    Offset::new(number.unsigned_abs())
+}
+
+/// As the tables hold it.
+fn number_of(offset: Offset) -> i64 {
+    i64::try_from(offset.get()).unwrap_or(i64::MAX)
+}
+
+/// Wraps a database error; its text carries no credentials.
+fn unavailable(action: &'static str) -> impl FnOnce(sqlx::Error) -> StoreError {
+    move |error| StoreError::Unavailable { action, source: Box::new(error) }
+}
+
+fn connect_options(settings: &PostgresSettings) -> Result<PgConnectOptions, StoreError> {
+    let misconfigured = |source: BoxError| StoreError::Unavailable { action: "read the store's url", source };
+    let url = settings.url.open().map_err(|error| misconfigured(error.into()))?;
+    let options = PgConnectOptions::from_str(&url).map_err(|error| misconfigured(error.into()))?;
+    // PgBouncer refuses the start-up parameter extra_float_digits, and named statements do not survive it.
+    Ok(options.extra_float_digits(None).statement_cache_capacity(0).application_name("catalog-bridge"))
+}
+
+async fn server_version(pool: &PgPool) -> Result<i32, StoreError> {
+    let read = "read the server's version";
+    let begin = "begin isolation level read committed, read only".into();
+    let mut transaction = Transaction::begin(pool, &begin).await?;
+    let row = query("select current_setting('server_version_num')::int4 as version")
+        .persistent(false)
+        .fetch_one(&mut *transaction)
+        .await
+        .map_err(unavailable(read))?;
+    transaction.rollback().await;
+    row.try_get("version").map_err(unavailable(read))
+}
+
+/// The name stands in statements that take no parameters.
+fn check_schema_name(schema: &str) -> Result<(), StoreError> {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+    let starts_well = schema.bytes().next().is_some_and(|byte| !byte.is_ascii_digit());
+    if starts_well && schema.len() <= 63 && schema.bytes().all(plain) {
+        return Ok(());
+    }
+    Err(StoreError::Unavailable {
+        action: "read the store's settings",
+        source: format!(
+            "schema \"{schema}\": use lower-case letters, digits and _, at most 63, not beginning with a digit"
+        )
+        .into(),
+    })
+}

@@ -1,0 +1,108 @@
+//! The store in a SQLite file, for one process.
+//!
+//! Keeps P1 and P9 as the PostgreSQL twin does; the head lock is here the one writing connection with `begin immediate`.
+//! A commit is on disk before it is seen (WAL, synchronous FULL). Another process waits for the file's lock.
+
+mod lock;
+mod migrate;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use catalog_bridge_api::Offset;
+use chrono::{DateTime, Utc};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
+use sqlx::{Row, Sqlite, SqliteConnection, SqlitePool, Transaction, query};
+use uuid::Uuid;
+
+use self::lock::FileLock;
+use super::head::Head;
+use super::{LogState, Metrics, StoreError};
+
+/// The store. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct SqliteStore {
+    /// One connection: writers queue for it.
+    writer: SqlitePool,
+    readers: SqlitePool,
+    head: Head,
+    metrics: Metrics,
+    _lock: Arc<FileLock>,
+}
+
+impl SqliteStore {
+    /// Waits for the file's lock, opens and migrates the file, and reads where the log stands.
+    pub(crate) async fn open(path: &Path, metrics: Metrics) -> Result<Self, StoreError> {
+        let lock = FileLock::acquire(path).await?;
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(Duration::from_secs(10));
+        let open = "open the store's file";
+        let pool = || SqlitePoolOptions::new().idle_timeout(None).max_lifetime(None);
+        let writer = pool().max_connections(1).connect_with(options.clone()).await.map_err(unavailable(open))?;
+        migrate::migrate(&writer).await?;
+        let readers =
+            pool().max_connections(4).connect_with(options.read_only(true)).await.map_err(unavailable(open))?;
+        let mut reader = readers.acquire().await.map_err(unavailable(open))?;
+        let state = read_state(&mut reader).await?;
+        drop(reader);
+        Ok(SqliteStore { writer, readers, head: Head::new(state), metrics, _lock: Arc::new(lock) })
+    }
+
+    /// The one transaction that writes; it holds the head lock.
+    async fn begin_write(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
+        self.writer.begin_with("begin immediate").await.map_err(unavailable("begin a transaction"))
+    }
+
+    /// A transaction that reads one snapshot: that of its first statement.
+    async fn begin_read(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
+        self.readers.begin().await.map_err(unavailable("begin a transaction"))
+    }
+}
+
+/// Where the log stands in this connection's snapshot.
+async fn read_state(connection: &mut SqliteConnection) -> Result<LogState, StoreError> {
+    const STATE: &str = "select log_id, head, oldest, redactions from log_state";
+    let read = "read the log's state";
+    let row = query(STATE).fetch_one(connection).await.map_err(unavailable(read))?;
+    state_of(&row).map_err(unavailable(read))
+}
+
+fn state_of(row: &SqliteRow) -> Result<LogState, sqlx::Error> {
+    let log_id: &str = row.try_get("log_id")?;
+    Ok(LogState {
+        log_id: Uuid::parse_str(log_id).map_err(|error| sqlx::Error::Decode(Box::new(error)))?,
+        head: offset_of(row.try_get("head")?),
+        oldest: offset_of(row.try_get("oldest")?),
+        redactions: row.try_get::<i64, _>("redactions")?.unsigned_abs(),
+    })
+}
+
+/// Offsets are never negative in the tables.
+fn offset_of(number: i64) -> Offset {
+    Offset::new(number.unsigned_abs())
+}
+
+/// As the tables hold it.
+fn number_of(offset: Offset) -> i64 {
+    i64::try_from(offset.get()).unwrap_or(i64::MAX)
+}
+
+/// Times are kept as microseconds since 1970.
+fn time_of(microseconds: i64) -> DateTime<Utc> {
+    DateTime::from_timestamp_micros(microseconds).unwrap_or_default()
+}
+
+/// As the tables hold it.
+fn microseconds_of(time: DateTime<Utc>) -> i64 {
+    time.timestamp_micros()
+}
+
+/// Wraps a database error.
+fn unavailable(action: &'static str) -> impl FnOnce(sqlx::Error) -> StoreError {
+    move |error| StoreError::Unavailable { action, source: Box::new(error) }
+}
