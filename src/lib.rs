@@ -4,6 +4,8 @@
 //! drives the sinks that `sinks` lists, `telemetry` tells how it goes, `cli` is the operator's hand, `daemon` puts them
 //! together. ARCHITECTURE.md is the map.
 
+pub mod delivery;
+pub mod sinks;
 pub mod source;
 pub mod store;
 pub mod telemetry;

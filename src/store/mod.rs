@@ -450,6 +450,8 @@ pub struct Checkpoint {
     pub paused: bool,
     /// Retention passed it: it restarts by a walk, on command or by `on_expired: snapshot`.
     pub expired: bool,
+    /// Counts the operator's commands to a sink; when it moves, the owner acts (a resume out of `diverged` changes nothing else).
+    pub commands: u64,
     /// The owner's last published state (JSON, for status on other replicas).
     pub status: Option<JsonText>,
     /// When the row last changed, by the store's clock.
