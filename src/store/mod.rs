@@ -264,6 +264,9 @@ pub enum StoreError {
     /// More than one append may hold; nothing was written.
     #[error("{0}")]
     TooLarge(String),
+    /// A command that makes no sense for this sink (unknown, an offset beyond head or already passed): nothing was written.
+    #[error("{0}")]
+    Refused(String),
     /// The log's id is not the one that the caller works with (restored, or `log new-id`): begin again.
     #[error("the log changed: its id is now {now}")]
     LogChanged {
