@@ -5,6 +5,7 @@
 //! together. ARCHITECTURE.md is the map.
 
 pub mod delivery;
+pub mod filter;
 pub mod sinks;
 pub mod source;
 pub mod store;
