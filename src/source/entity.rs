@@ -144,7 +144,10 @@ mod tests {
     #[test]
     fn a_refusal_names_the_field() {
         assert_eq!(refused(r#"{"metadata":{"name":"a"}}"#), "not an entity: kind is missing or empty");
-        assert_eq!(refused(r#"{"kind":"A","metadata":{"name":""}}"#), "not an entity: metadata.name is missing or empty");
+        assert_eq!(
+            refused(r#"{"kind":"A","metadata":{"name":""}}"#),
+            "not an entity: metadata.name is missing or empty"
+        );
         assert_eq!(refused(r#"{"kind":"A"}"#), "not an entity: metadata is missing or empty");
         for text in ["", "[]", "7", "null", "{", r#"{"kind":"A","metadata":{"name":3}}"#, r#"{"kind":"A"} x"#] {
             assert!(refused(text).starts_with("not an entity: "), "{text}");

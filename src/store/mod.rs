@@ -4,6 +4,9 @@
 //! checkpoints compare the lease's epoch). Two stores keep them, PostgreSQL and SQLite; one suite runs against both.
 //! Knows nothing of HTTP, of sources or of brokers. DESIGN section 4 is the contract that the traits here spell out.
 
+mod canonical;
+mod changed;
+mod decide;
 mod head;
 mod metrics;
 mod postgres;
@@ -151,7 +154,7 @@ pub struct Appended {
     pub appended: u64,
     /// Changes that changed nothing.
     pub unchanged: u64,
-    /// Refs refused because another source owns them.
+    /// Refs refused and remembered as rejected: another source owns them, or the log cannot take them.
     #[serde(default)]
     pub refused: u64,
     /// The log's head after it: everything stated by this append is at or below it.
