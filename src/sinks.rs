@@ -4,7 +4,12 @@
 use catalog_bridge_api::ConnectorKind;
 
 /// Every connector of this build, in the order in which docs and errors name them.
-pub static CONNECTORS: &[&dyn ConnectorKind] = &[&catalog_bridge_file::KIND, &catalog_bridge_file::STDOUT_KIND];
+pub static CONNECTORS: &[&dyn ConnectorKind] = &[
+    &catalog_bridge_file::KIND,
+    &catalog_bridge_file::STDOUT_KIND,
+    #[cfg(feature = "kafka")]
+    &catalog_bridge_kafka::KIND,
+];
 
 /// The connector that a sink's section names.
 pub fn connector_kind(name: &str) -> Option<&'static dyn ConnectorKind> {

@@ -1,0 +1,192 @@
+//! One life of the idempotent producer: everything offered is sent at once, every report acknowledged by itself.
+//!
+//! Keeps P5 and P6: one task hands records to the client in feed order, nothing in the client expires (an outage of any
+//! length is only a stall), and the first failure ends the session with all that is queued purged. What landed in a
+//! partition is therefore a prefix of what was sent there. Keeps P9 as far as the broker allows: queued records are purged
+//! as soon as the lease is lost. Never flushes: flushing polls in steps of 100 ms and beside the polling thread.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use catalog_bridge_api::{Acks, ConnectorError, Feed, Lease, Session};
+use rdkafka::error::RDKafkaErrorCode as Code;
+use rdkafka::producer::Producer as _;
+
+use crate::errors::{self, Verdict};
+use crate::producer::{End, Lane, Producer};
+use crate::reports::{Failure, Reports};
+use crate::suspects::Suspects;
+use crate::topic::Pin;
+
+/// How often the lease and the client's troubles are looked at while nothing else happens.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// How long the end of the feed waits for what is in flight.
+pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long refused credentials must stop everything before the operator is told: a starting broker refuses them too.
+const REFUSAL_PATIENCE: Duration = Duration::from_secs(10);
+/// How many messages are taken between two looks at everything else.
+const BURST: usize = 256;
+
+/// What both kinds of session share.
+pub(crate) struct Link {
+    pub(crate) producer: Producer,
+    pub(crate) lane: Lane,
+    pub(crate) pin: Pin,
+    pub(crate) suspects: Arc<Suspects>,
+    /// One record per batch: then a refusal is about that record.
+    pub(crate) is_careful: bool,
+}
+
+impl Link {
+    /// The connector's error for a failure.
+    pub(crate) async fn explain(&self, failure: Failure) -> ConnectorError {
+        let endpoint = self.lane.config.endpoint();
+        let Failure { mut code, mut words, record } = self.with_record(failure).await;
+        if let (Verdict::Refused, Some((offset, entity_ref))) = (errors::verdict(code), record) {
+            let suspected = self.producer.reports.refused_up_to();
+            // Not among the reports: the client itself refused it, before any batch.
+            if self.is_careful || suspected == 0.into() {
+                return ConnectorError::Refused { offset, entity_ref, endpoint, reason: words };
+            }
+            self.suspects.suspect(suspected);
+            let words =
+                format!("a batch with offset {offset} was refused ({words}); sending one by one to find the record");
+            return ConnectorError::transient("publish", endpoint, words);
+        }
+        if let (Code::Fatal, Some((cause, text))) = (code, self.producer.native().client().fatal_error()) {
+            (code, words) = (cause, text);
+        }
+        errors::connector_error("publish", &endpoint, Some(code), &words)
+    }
+
+    /// A fatal error of the client may arrive before the report of the record that caused it.
+    async fn with_record(&self, failure: Failure) -> Failure {
+        if failure.record.is_some() || failure.code != Code::Fatal {
+            return failure;
+        }
+        let end = Instant::now() + Duration::from_secs(1);
+        while Instant::now() < end {
+            if let Some(found) = self.producer.reports.failure().filter(|found| found.record.is_some()) {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        failure
+    }
+
+    /// What to keep for the next claim.
+    pub(crate) fn state(&self) -> serde_json::Value {
+        serde_json::to_value(&self.pin).expect("plain data")
+    }
+}
+
+/// Notices a client that is refused and gets nowhere.
+#[derive(Debug)]
+pub(crate) struct Patience {
+    delivered: u64,
+    since: Instant,
+}
+
+impl Patience {
+    pub(crate) fn new() -> Self {
+        Patience { delivered: 0, since: Instant::now() }
+    }
+
+    /// To be called now and then, with how many records were sent.
+    pub(crate) fn look(&mut self, reports: &Reports, lease: &Lease, sent: u64) -> Result<(), End> {
+        if !lease.is_held() {
+            return Err(End::LeaseLost);
+        }
+        let delivered = reports.delivered();
+        if delivered != self.delivered {
+            reports.clear_trouble();
+        }
+        if delivered != self.delivered || delivered == sent {
+            *self = Patience { delivered, since: Instant::now() };
+        }
+        match reports.trouble() {
+            Some(trouble) if trouble.is_refusal && self.since.elapsed() > REFUSAL_PATIENCE => {
+                Err(End::Failed(Failure { code: trouble.code, words: trouble.words, record: None }))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A session of `delivery: idempotent`.
+pub(crate) struct IdempotentSession {
+    pub(crate) link: Link,
+}
+
+#[async_trait]
+impl Session for IdempotentSession {
+    async fn run(self: Box<Self>, mut feed: Feed, acks: Acks) -> Result<(), ConnectorError> {
+        acks.remember(self.link.state());
+        self.link.producer.reports.acknowledge_to(acks);
+        let outcome = match self.publish(&mut feed).await {
+            Ok(()) | Err(End::LeaseLost) => Ok(()),
+            Err(End::Failed(failure)) => Err(self.link.explain(failure).await),
+        };
+        self.link.producer.close().await;
+        outcome
+    }
+}
+
+impl IdempotentSession {
+    async fn publish(&self, feed: &mut Feed) -> Result<(), End> {
+        let Link { producer, lane, .. } = &self.link;
+        let mut patience = Patience::new();
+        let mut look = tokio::time::interval(LOOK_INTERVAL);
+        let mut sent = 0;
+        loop {
+            let message = tokio::select! {
+                biased;
+                failure = producer.reports.failed() => return Err(End::Failed(failure)),
+                _ = look.tick() => {
+                    patience.look(&producer.reports, feed.lease(), sent)?;
+                    continue;
+                }
+                message = feed.next() => message,
+            };
+            let Some(message) = message else { return self.drain(feed.lease(), sent).await };
+            let mut next = Some(message);
+            let mut burst = 0;
+            while let Some(message) = next {
+                if let Err(end) = lane.send(producer, &message, feed.lease()).await {
+                    return self.end_of_sending(feed.lease(), sent, end).await;
+                }
+                sent += 1;
+                burst += 1;
+                next = if burst < BURST { feed.try_next() } else { None };
+            }
+        }
+    }
+
+    /// A record that the client itself refused leaves the producer whole: what was sent before it is waited for, so that
+    /// it is not repeated.
+    async fn end_of_sending(&self, lease: &Lease, sent: u64, end: End) -> Result<(), End> {
+        if let End::Failed(Failure { code, .. }) = &end
+            && errors::verdict(*code) == Verdict::Refused
+            && !self.link.producer.reports.has_failed()
+        {
+            self.drain(lease, sent).await?;
+        }
+        Err(end)
+    }
+
+    /// Waits for what is in flight; what is not reported in time is purged and repeated by the next session.
+    async fn drain(&self, lease: &Lease, sent: u64) -> Result<(), End> {
+        let reports = &self.link.producer.reports;
+        let lost = async {
+            while lease.is_held() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::select! {
+            outcome = reports.delivered_all(sent) => outcome.map_err(End::Failed),
+            () = lost => Err(End::LeaseLost),
+            () = tokio::time::sleep(DRAIN_TIMEOUT) => Ok(()),
+        }
+    }
+}

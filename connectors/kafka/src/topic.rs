@@ -1,0 +1,189 @@
+//! The topic: its identity, its partitions, and its creation where the operator asked for that.
+//!
+//! Keeps P5: the partition count that keys were mapped with, and the topic's id, are pinned in the sink's state. A topic that
+//! was created anew or has grown is another topic to its readers, and an operator decides.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use catalog_bridge_api::{ConnectorError, Ordering};
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::client::{Client, DefaultClientContext};
+use rdkafka::error::RDKafkaErrorCode as Code;
+use serde::{Deserialize, Serialize};
+
+use crate::config::Config;
+use crate::errors;
+use crate::native::{self, Description, Failure};
+use crate::reports::{Context, Reports};
+
+/// How long a question to the brokers may take.
+pub(crate) const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What a sink keeps of its topic (in [`catalog_bridge_api::Claim::state`]).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Pin {
+    pub(crate) topic: String,
+    /// Absent when the brokers are older than topic ids (Kafka 2.8).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) topic_id: Option<String>,
+    pub(crate) partitions: i32,
+    /// Of partitions where a long search found nothing of ours: the Kafka offset up to which the next search need not look.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) searched: BTreeMap<i32, i64>,
+}
+
+/// Describes the topic. Blocking, up to [`QUESTION_TIMEOUT`]; ends early when the brokers refuse us.
+pub(crate) fn describe(client: &Client<Context>, reports: &Reports, topic: &str) -> Result<Description, Failure> {
+    let is_refused = || reports.trouble().is_some_and(|trouble| trouble.is_refusal);
+    native::describe_topic(client, topic, QUESTION_TIMEOUT, is_refused)
+}
+
+/// The connector's error for a topic that could not be described: the brokers' last words say more than "timed out".
+pub(crate) fn explain(failure: &Failure, reports: &Reports, config: &Config) -> ConnectorError {
+    let endpoint = config.endpoint();
+    if errors::verdict(failure.code) == errors::Verdict::Misconfigured {
+        return errors::connector_error("look at the topic", &endpoint, Some(failure.code), &failure.words);
+    }
+    match reports.trouble() {
+        Some(trouble) if trouble.is_refusal => ConnectorError::misconfigured(endpoint, trouble.words),
+        Some(trouble) => ConnectorError::transient("connect", endpoint, trouble.words),
+        None => ConnectorError::transient("connect", endpoint, failure.words.clone()),
+    }
+}
+
+/// True when the brokers answer that there is no such topic.
+pub(crate) fn is_missing(failure: &Failure) -> bool {
+    matches!(failure.code, Code::UnknownTopicOrPartition | Code::UnknownTopic)
+}
+
+/// Compares the topic with what the sink started with; answers what to pin from now on.
+pub(crate) fn pin(
+    config: &Config,
+    ordering: Ordering,
+    found: &Description,
+    state: Option<&serde_json::Value>,
+) -> Result<Pin, ConnectorError> {
+    let diverged = |reason: String| Err(ConnectorError::Diverged { endpoint: config.endpoint(), reason });
+    if ordering == Ordering::Stream && found.partitions != 1 {
+        return Err(ConnectorError::misconfigured(
+            config.endpoint(),
+            format!(
+                "ordering: stream needs a topic of one partition, this one has {}; create another or set ordering: entity",
+                found.partitions
+            ),
+        ));
+    }
+    let current = Pin {
+        topic: config.topic.clone(),
+        topic_id: found.topic_id.clone(),
+        partitions: found.partitions,
+        searched: BTreeMap::new(),
+    };
+    let pinned = state.and_then(|state| serde_json::from_value::<Pin>(state.clone()).ok());
+    let Some(pinned) = pinned.filter(|pinned| pinned.topic == config.topic) else { return Ok(current) };
+    if let (Some(before), Some(now)) = (&pinned.topic_id, &current.topic_id)
+        && before != now
+    {
+        return diverged(format!(
+            "the topic was deleted and created again (id {before} before, {now} now), so what was delivered is gone; \
+             rewind the sink to snapshot to fill it anew, or resume it to go on after the checkpoint"
+        ));
+    }
+    if pinned.partitions != current.partitions {
+        return diverged(format!(
+            "the topic has {} partitions and had {} when this sink started, so most keys would change their partition and \
+             readers could see an entity's events out of order; resume the sink to use the new count once readers are ready, \
+             or rewind it to snapshot",
+            current.partitions, pinned.partitions
+        ));
+    }
+    Ok(Pin { topic_id: current.topic_id.or(pinned.topic_id), searched: pinned.searched, ..current })
+}
+
+/// Creates the topic with settings under which an acknowledged record survives the loss of a broker.
+pub(crate) async fn create(config: &Config, ordering: Ordering, broker_count: usize) -> Result<(), ConnectorError> {
+    let admin = admin(&config.client()?, config)?;
+    let brokers = i32::try_from(broker_count.clamp(1, 3)).unwrap_or(1);
+    let replicas = config.replication_factor.unwrap_or(brokers);
+    let partitions = match ordering {
+        Ordering::Stream => 1,
+        Ordering::Entity => config.partitions.unwrap_or(6),
+    };
+    let record_bytes_max = config.message_bytes_max.max(1_048_588).to_string();
+    let mut topic = NewTopic::new(&config.topic, partitions, TopicReplication::Fixed(replicas))
+        .set("min.insync.replicas", if replicas >= 3 { "2" } else { "1" })
+        .set("unclean.leader.election.enable", "false")
+        .set("max.message.bytes", &record_bytes_max);
+    if config.tombstones {
+        topic = topic.set("cleanup.policy", "compact");
+    }
+    let options = AdminOptions::new().request_timeout(Some(QUESTION_TIMEOUT)).operation_timeout(Some(QUESTION_TIMEOUT));
+    let endpoint = config.endpoint();
+    let answers = admin
+        .create_topics([&topic], &options)
+        .await
+        .map_err(|error| errors::client_error("create the topic", &endpoint, &error))?;
+    match answers.into_iter().next() {
+        Some(Err((_, code))) if code != Code::TopicAlreadyExists => {
+            Err(errors::connector_error("create the topic", &endpoint, Some(code), &code.to_string()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The topic's own limit of a batch, where this user may read it.
+pub(crate) async fn max_message_bytes(config: &Config) -> Option<usize> {
+    let admin = admin(&config.client().ok()?, config).ok()?;
+    let options = AdminOptions::new().request_timeout(Some(QUESTION_TIMEOUT));
+    let answers = admin.describe_configs([&ResourceSpecifier::Topic(&config.topic)], &options).await.ok()?;
+    let settings = answers.into_iter().next()?.ok()?;
+    settings.get("max.message.bytes")?.value.as_ref()?.parse().ok()
+}
+
+fn admin(client: &ClientConfig, config: &Config) -> Result<AdminClient<DefaultClientContext>, ConnectorError> {
+    client.create().map_err(|error| errors::client_error("connect", &config.endpoint(), &error))
+}
+
+#[cfg(test)]
+mod tests {
+    use catalog_bridge_api::parse_config;
+    use serde_json::json;
+
+    use super::*;
+
+    fn config() -> Config {
+        parse_config(json!({ "brokers": ["b:9092"], "topic": "catalog" })).expect("valid")
+    }
+
+    fn found(id: &str, partitions: i32) -> Description {
+        Description { topic_id: Some(id.to_owned()), partitions, replicas: 1, operations: None }
+    }
+
+    #[track_caller]
+    fn check(ordering: Ordering, found: &Description, state: Option<&serde_json::Value>, expected: &str) {
+        let text = match pin(&config(), ordering, found, state) {
+            Ok(pin) => serde_json::to_string(&pin).expect("plain"),
+            Err(error) => format!("{error:?}"),
+        };
+        assert!(text.contains(expected), "{text}");
+    }
+
+    #[test]
+    fn a_topic_that_is_not_what_it_was_diverges() {
+        let state = json!({ "topic": "catalog", "topic_id": "A", "partitions": 4 });
+        check(Ordering::Entity, &found("A", 4), None, r#""partitions":4"#);
+        check(Ordering::Entity, &found("A", 4), Some(&state), r#""topic_id":"A""#);
+        check(Ordering::Entity, &found("B", 4), Some(&state), "deleted and created again");
+        check(Ordering::Entity, &found("A", 6), Some(&state), "had 4 when this sink started");
+        let other = json!({ "topic": "other", "topic_id": "A", "partitions": 4 });
+        check(Ordering::Entity, &found("B", 6), Some(&other), r#""partitions":6"#);
+    }
+
+    #[test]
+    fn a_stream_needs_one_partition() {
+        check(Ordering::Stream, &found("A", 2), None, "Misconfigured");
+        check(Ordering::Stream, &found("A", 1), None, r#""partitions":1"#);
+    }
+}
