@@ -89,6 +89,23 @@ impl Filter {
         self.is_met_by(search::matched(&self.conditions, entity))
     }
 
+    /// The alternatives in a canonical form, which parse to the same filter.
+    pub fn to_alternatives(&self) -> Vec<String> {
+        self.alternatives.iter().map(|alternative| self.alternative_text(*alternative)).collect()
+    }
+
+    fn alternative_text(&self, alternative: u128) -> String {
+        let mut texts = Vec::new();
+        for (bit, Condition { key, values }) in self.conditions.iter().enumerate() {
+            match values {
+                _ if alternative & (1 << bit) == 0 => {}
+                None => texts.push(key.clone()),
+                Some(values) => texts.extend(values.iter().map(|value| format!("{key}={value}"))),
+            }
+        }
+        texts.join(",")
+    }
+
     fn intern(&mut self, condition: Condition) -> Result<usize, FilterError> {
         if let Some(known) = self.conditions.iter().position(|known| *known == condition) {
             return Ok(known);
@@ -139,30 +156,10 @@ impl Filter {
     }
 }
 
-/// The filter in a canonical form that parses to the same filter; for fingerprints and status.
+/// The alternatives, joined by ` | `: a canonical text for fingerprints and status.
 impl fmt::Display for Filter {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, alternative) in self.alternatives.iter().enumerate() {
-            if index > 0 {
-                formatter.write_str(" | ")?;
-            }
-            let mut first = true;
-            for (bit, condition) in self.conditions.iter().enumerate() {
-                if alternative & (1 << bit) == 0 {
-                    continue;
-                }
-                let values = condition.values.as_deref().unwrap_or_default();
-                let texts = values.iter().map(|value| format!("{}={value}", condition.key));
-                let bare = condition.values.is_none().then(|| condition.key.clone());
-                for text in texts.chain(bare) {
-                    if !std::mem::take(&mut first) {
-                        formatter.write_str(",")?;
-                    }
-                    formatter.write_str(&text)?;
-                }
-            }
-        }
-        Ok(())
+        formatter.write_str(&self.to_alternatives().join(" | "))
     }
 }
 
@@ -209,6 +206,14 @@ impl View {
     /// True when everything passes as it is.
     pub fn is_all(&self) -> bool {
         self.filter.is_none() && self.bound.is_none() && self.changes == Changes::All && self.types.is_empty()
+    }
+
+    /// Filters, `changes` and types in one canonical text: equal texts show the same events.
+    pub fn describe(&self) -> String {
+        let filter = |filter: &Option<Filter>| filter.as_ref().map(Filter::to_string).unwrap_or_default();
+        let types = self.types.iter().map(|known| known.as_str()).collect::<Vec<_>>().join(",");
+        let (own, bound) = (filter(&self.filter), filter(&self.bound));
+        serde_json::json!([own, bound, self.changes.to_string(), types]).to_string()
     }
 
     /// What the reader sees of an event, with the rules of a Kubernetes watch with a selector: entering the filter is

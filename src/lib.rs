@@ -6,6 +6,7 @@
 
 pub mod delivery;
 pub mod filter;
+pub mod http;
 pub mod sinks;
 pub mod source;
 pub mod store;
