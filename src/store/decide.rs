@@ -11,8 +11,8 @@ use chrono::{DateTime, Utc};
 
 use super::canonical::{Canonical, NotCanonical};
 use super::{
-    APPEND_BYTES_MAX, APPEND_CHANGES_MAX, Append, Change, Idempotency, OnOwned, PositionMove, Rejected, Removal,
-    StoreError, Upsert, changed,
+    APPEND_BYTES_MAX, APPEND_CHANGES_MAX, Append, Appended, Change, Idempotency, OnOwned, PositionMove, Rejected,
+    Removal, StoreError, Upsert, changed,
 };
 
 /// Longest uid or source version, in bytes.
@@ -69,6 +69,16 @@ impl Prepared {
         Ok(Prepared { source, position, idempotency, changes, rejected, on_owned })
     }
 
+    /// The same away from the runtime's threads when there is much to hash.
+    pub(super) async fn aside(append: Append) -> Result<Self, StoreError> {
+        const INLINE_CHANGES_MAX: usize = 20;
+        if append.changes.len() <= INLINE_CHANGES_MAX && entity_bytes(&append) <= 256 * 1024 {
+            return Prepared::new(append);
+        }
+        let hashing = tokio::task::spawn_blocking(|| Prepared::new(append));
+        hashing.await.map_err(|error| StoreError::Unavailable { action: "hash entities", source: error.into() })?
+    }
+
     /// The refs that it is about, each once.
     pub(super) fn entity_refs(&self) -> Vec<&str> {
         let mut refs: Vec<&str> = self.changes.iter().map(|prepared| prepared.change.entity_ref().as_str()).collect();
@@ -83,20 +93,21 @@ fn check_size(append: &Append) -> Result<(), StoreError> {
     if count > APPEND_CHANGES_MAX {
         return Err(StoreError::TooLarge(format!("{count} changes at once: send at most {APPEND_CHANGES_MAX}")));
     }
-    let bytes: usize = append
-        .changes
-        .iter()
-        .map(|change| match change {
-            Change::Upsert(upsert) => upsert.entity.len(),
-            Change::Remove(_) => 0,
-        })
-        .sum();
+    let bytes = entity_bytes(append);
     if bytes > APPEND_BYTES_MAX {
         return Err(StoreError::TooLarge(format!(
             "{bytes} bytes of entities at once: send at most {APPEND_BYTES_MAX}"
         )));
     }
     Ok(())
+}
+
+fn entity_bytes(append: &Append) -> usize {
+    let bytes = |change: &Change| match change {
+        Change::Upsert(upsert) => upsert.entity.len(),
+        Change::Remove(_) => 0,
+    };
+    append.changes.iter().map(bytes).sum()
 }
 
 fn content_of(change: &Change) -> Content {
@@ -140,6 +151,13 @@ pub(super) struct NewEvent {
     pub(super) occurred_at: Option<DateTime<Utc>>,
     pub(super) cause: Cause,
     pub(super) previous_offset: Option<Offset>,
+}
+
+impl NewEvent {
+    /// `changed` as the stores keep it.
+    pub(super) fn changed_text(&self) -> Option<String> {
+        self.changed.as_ref().map(|changed| serde_json::to_string(changed).expect("strings and a bool serialize"))
+    }
 }
 
 /// A refused state to be remembered, with the owner of the ref where that is the reason.
@@ -189,6 +207,37 @@ impl Decision {
         }
     }
 
+    /// The answer to the append.
+    pub(super) fn appended(&self, head_before: Offset) -> Appended {
+        Appended {
+            appended: self.events.len() as u64,
+            unchanged: self.unchanged,
+            refused: self.refused,
+            last_event_offset: self.events.last().map_or(head_before, |event| event.offset),
+            repeated: false,
+        }
+    }
+
+    /// The entities that are held from now on.
+    pub(super) fn held(&self) -> impl Iterator<Item = (&EntityRef, &Held)> {
+        self.entities.iter().filter_map(|(entity_ref, held)| Some((entity_ref, held.as_ref()?)))
+    }
+
+    /// The entities that are gone.
+    pub(super) fn gone(&self) -> impl Iterator<Item = &EntityRef> {
+        self.entities.iter().filter(|(_, held)| held.is_none()).map(|(entity_ref, _)| entity_ref)
+    }
+
+    /// What is to be remembered as rejected.
+    pub(super) fn remembered(&self) -> impl Iterator<Item = &NewRejected> {
+        self.rejected.values().flatten()
+    }
+
+    /// The refs whose records as rejected are to be forgotten.
+    pub(super) fn forgotten(&self) -> impl Iterator<Item = &str> {
+        self.rejected.iter().filter(|(_, new)| new.is_none()).map(|(entity_ref, _)| entity_ref.as_str())
+    }
+
     /// How many events of a type.
     pub(super) fn count(&self, event_type: EventType) -> u64 {
         self.events.iter().filter(|event| event.event_type == event_type).count() as u64
@@ -198,6 +247,38 @@ impl Decision {
     fn awaiting(&self) -> impl Iterator<Item = usize> {
         let waits = |event: &NewEvent| event.event_type == EventType::Updated && event.changed.is_none();
         self.events.iter().enumerate().filter(move |(_, event)| waits(event)).map(|(index, _)| index)
+    }
+}
+
+impl PositionMove {
+    /// The refusal, with what is stored instead (epoch and position).
+    pub(super) fn fenced(&self, source: &SourceName, stored: Option<(u64, Option<String>)>) -> StoreError {
+        StoreError::Fenced(match stored {
+            None => format!("source \"{source}\" has no lease"),
+            Some((epoch, _)) if epoch != self.epoch => {
+                format!("source \"{source}\" has epoch {epoch}, this owner {}", self.epoch)
+            }
+            Some(_) => format!("source \"{source}\" is at another position than its owner expects"),
+        })
+    }
+}
+
+impl Idempotency {
+    /// The first answer again, if it was to the same body.
+    pub(super) fn repeat(&self, body_hash: &str, answer: &str) -> Result<Appended, StoreError> {
+        if body_hash != self.body_hash {
+            return Err(StoreError::IdempotencyMismatch);
+        }
+        let answer: Appended = serde_json::from_str(answer)
+            .map_err(|error| StoreError::Unavailable { action: "read an earlier answer", source: error.into() })?;
+        Ok(Appended { repeated: true, ..answer })
+    }
+}
+
+impl Appended {
+    /// As the stores keep it for a repetition.
+    pub(super) fn to_text(self) -> String {
+        serde_json::to_string(&self).expect("numbers serialize")
     }
 }
 

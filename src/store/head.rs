@@ -1,11 +1,12 @@
 //! What this process knows of the log's state, and who waits for it to move.
 //!
-//! Keeps P1 for watchers: under one log id the head, `oldest` and the redaction counter never go back. Knows nothing of
-//! where the state was learned (a local append, a poll, a notification).
+//! Keeps P1 for watchers: under one log id the head, `oldest` and the redaction counter never go back, and a log id that was
+//! left never comes again. Knows nothing of where the state was learned (a local append, a poll, a notification).
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
+use uuid::Uuid;
 
 use super::LogState;
 
@@ -13,12 +14,14 @@ use super::LogState;
 #[derive(Debug, Clone)]
 pub(crate) struct Head {
     sender: Arc<watch::Sender<LogState>>,
+    /// The ids that the log had before; a few in a process's life.
+    left: Arc<Mutex<Vec<Uuid>>>,
 }
 
 impl Head {
     /// Begins with a state that was read from the store.
     pub(crate) fn new(state: LogState) -> Self {
-        Head { sender: Arc::new(watch::Sender::new(state)) }
+        Head { sender: Arc::new(watch::Sender::new(state)), left: Arc::default() }
     }
 
     /// The last known state.
@@ -31,33 +34,33 @@ impl Head {
         self.sender.subscribe()
     }
 
-    /// Takes a state that was committed. States may arrive out of order: of one log id each number only grows. A new log id
-    /// replaces everything, so it must come from whoever gave it or from a read of the store.
+    /// Takes a state that was committed. States may arrive out of order: of one log id each number only grows, and a read
+    /// that began before the log got a new id does not bring the old one back.
     pub(crate) fn publish(&self, state: &LogState) {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        if left.contains(&state.log_id) {
+            return;
+        }
         self.sender.send_if_modified(|known| {
-            let next = if known.log_id == state.log_id {
-                LogState {
-                    log_id: known.log_id,
-                    head: known.head.max(state.head),
-                    oldest: known.oldest.max(state.oldest),
-                    redactions: known.redactions.max(state.redactions),
-                }
+            let mut next = state.clone();
+            if known.log_id == state.log_id {
+                next.head = known.head.max(state.head);
+                next.oldest = known.oldest.max(state.oldest);
+                next.redactions = known.redactions.max(state.redactions);
             } else {
-                state.clone()
-            };
-            let moved = next != *known;
+                left.push(known.log_id);
+            }
+            let is_news = next != *known;
             *known = next;
-            moved
+            is_news
         });
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use catalog_bridge_api::Offset;
-    use uuid::Uuid;
-
     use super::*;
+    use catalog_bridge_api::Offset;
 
     fn state(log: u128, head: u64) -> LogState {
         LogState { log_id: Uuid::from_u128(log), head: Offset::new(head), oldest: Offset::ZERO, redactions: 0 }
@@ -73,6 +76,7 @@ mod tests {
         head.publish(&state(1, 7));
         assert_eq!(head.current(), state(1, 7));
         head.publish(&state(2, 1));
+        head.publish(&state(1, 9));
         assert_eq!(head.current(), state(2, 1));
     }
 }

@@ -7,6 +7,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use super::decide::Decision;
+
 /// What the store measures. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Metrics {
@@ -59,8 +61,11 @@ impl Metrics {
         self.append_duration.observe(duration.as_secs_f64());
     }
 
-    pub(crate) fn event(&self, event_type: EventType, count: u64) {
-        self.events.get_or_create(&TypeLabel { r#type: event_type.as_str() }).inc_by(count);
+    pub(super) fn events(&self, decision: &Decision) {
+        for event_type in [EventType::Added, EventType::Updated, EventType::Removed] {
+            let label = TypeLabel { r#type: event_type.as_str() };
+            self.events.get_or_create(&label).inc_by(decision.count(event_type));
+        }
     }
 
     pub(crate) fn failed(&self, action: &'static str) {

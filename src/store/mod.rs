@@ -7,12 +7,16 @@
 mod canonical;
 mod changed;
 mod decide;
+mod decode;
 mod head;
 mod metrics;
+mod page;
 mod postgres;
+mod queries;
 mod settings;
 mod sqlite;
 mod tail;
+mod walk;
 
 use std::sync::Arc;
 use std::time::Duration;

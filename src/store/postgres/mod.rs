@@ -5,8 +5,15 @@
 //! `checkpoints`, the rest. Works through PgBouncer in transaction mode: every statement is unnamed and inside a
 //! transaction, settings are local to it, and nothing relies on the session.
 
+mod append;
+mod change;
+mod held;
+mod log;
 mod migrate;
+mod read;
+mod states;
 mod transaction;
+mod write;
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -47,7 +54,7 @@ impl PostgresStore {
         let server_version = server_version(&pool).await?;
         let begin = Begin::new(&postgres.schema, server_version, settings.lease);
         let mut transaction = Transaction::begin(&pool, &begin.read).await?;
-        let (state, _started_at) = read_state(&mut transaction).await?;
+        let (state, _started_at) = query_state(&mut transaction, STATE).await?;
         transaction.rollback().await;
         Ok(PostgresStore { pool, begin, head: Head::new(state), metrics })
     }
@@ -62,6 +69,28 @@ impl PostgresStore {
         Transaction::begin(&self.pool, &self.begin.read).await
     }
 
+    /// Where the log stands in this transaction's snapshot.
+    async fn read_state(&self, transaction: &mut Transaction) -> Result<LogState, StoreError> {
+        let (state, _started_at) = query_state(transaction, STATE).await?;
+        Ok(state)
+    }
+
+    /// The same under the head lock, as a statement of its own: the statements after it see everything that was committed
+    /// before the lock was granted. Until the commit nobody else appends or changes `oldest` or the log's id.
+    async fn lock_head(&self, transaction: &mut Transaction) -> Result<LogState, StoreError> {
+        let (state, _started_at) = query_state(transaction, LOCK).await?;
+        Ok(state)
+    }
+
+    /// Asks the store itself.
+    async fn ask_state(&self) -> Result<LogState, StoreError> {
+        let mut transaction = self.begin_read().await?;
+        let state = self.read_state(&mut transaction).await?;
+        transaction.rollback().await;
+        self.head.publish(&state);
+        Ok(state)
+    }
+
     /// Bounds a whole operation: a server that is frozen or cut off answers nothing, and its own time-outs do not reach us.
     async fn bounded<T>(
         &self,
@@ -72,36 +101,25 @@ impl PostgresStore {
             Ok(result) => result,
             Err(_) => Err(StoreError::Unavailable { action, source: "the database did not answer in time".into() }),
         };
-        if let Err(StoreError::Unavailable { action, .. }) = &result {
+        if let Err(StoreError::Unavailable { .. }) = &result {
             self.metrics.failed(action);
         }
         result
     }
 }
 
-/// Where the log stands in this transaction's snapshot, and when the server started.
-async fn read_state(transaction: &mut Transaction) -> Result<(LogState, DateTime<Utc>), StoreError> {
-    const STATE: &str =
-        "select log_id, head, oldest, redactions, pg_postmaster_start_time() as started_at from log_state";
-    let row = query(STATE)
-        .persistent(false)
-        .fetch_one(&mut **transaction)
-        .await
-        .map_err(unavailable("read the log's state"))?;
-    state_of(&row).map_err(unavailable("read the log's state"))
-}
+const STATE: &str = "select log_id, head, oldest, redactions, pg_postmaster_start_time() as started_at from log_state";
+const LOCK: &str = "select log_id, head, oldest, redactions, pg_postmaster_start_time() as started_at from log_state \
+                    for update";
 
-/// The same under the head lock, as a statement of its own: the statements after it see everything that was committed
-/// before the lock was granted. Until the commit nobody else appends, changes `oldest` or the log's id.
-async fn lock_head(transaction: &mut Transaction) -> Result<(LogState, DateTime<Utc>), StoreError> {
-    const LOCK: &str = "select log_id, head, oldest, redactions, pg_postmaster_start_time() as started_at \
-                        from log_state for update";
-    let row = query(LOCK)
-        .persistent(false)
-        .fetch_one(&mut **transaction)
-        .await
-        .map_err(unavailable("wait for the log's head lock"))?;
-    state_of(&row).map_err(unavailable("read the log's state"))
+/// The log's state, and when the server started.
+async fn query_state(
+    transaction: &mut Transaction,
+    statement: &'static str,
+) -> Result<(LogState, DateTime<Utc>), StoreError> {
+    let action = if statement == LOCK { "wait for the log's head lock" } else { "read the log's state" };
+    let row = query(statement).persistent(false).fetch_one(&mut **transaction).await;
+    row.and_then(|row| state_of(&row)).map_err(unavailable(action))
 }
 
 fn state_of(row: &PgRow) -> Result<(LogState, DateTime<Utc>), sqlx::Error> {

@@ -3,8 +3,15 @@
 //! Keeps P1 and P9 as the PostgreSQL twin does; the head lock is here the one writing connection with `begin immediate`.
 //! A commit is on disk before it is seen (WAL, synchronous FULL). Another process waits for the file's lock.
 
+mod append;
+mod change;
+mod held;
 mod lock;
+mod log;
 mod migrate;
+mod read;
+mod states;
+mod write;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,6 +19,7 @@ use std::time::Duration;
 
 use catalog_bridge_api::Offset;
 use chrono::{DateTime, Utc};
+use serde::Serialize;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
 use sqlx::{Row, Sqlite, SqliteConnection, SqlitePool, Transaction, query};
 use uuid::Uuid;
@@ -62,6 +70,27 @@ impl SqliteStore {
     async fn begin_read(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
         self.readers.begin().await.map_err(unavailable("begin a transaction"))
     }
+
+    /// Asks the store itself.
+    async fn ask_state(&self) -> Result<LogState, StoreError> {
+        let mut transaction = self.begin_read().await?;
+        let state = read_state(&mut transaction).await?;
+        self.head.publish(&state);
+        Ok(state)
+    }
+
+    /// Counts failures. A local file answers or fails: no time-out, unlike the PostgreSQL twin.
+    async fn bounded<T>(
+        &self,
+        action: &'static str,
+        operation: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let result = operation.await;
+        if let Err(StoreError::Unavailable { .. }) = &result {
+            self.metrics.failed(action);
+        }
+        result
+    }
 }
 
 /// Where the log stands in this connection's snapshot.
@@ -105,4 +134,10 @@ fn microseconds_of(time: DateTime<Utc>) -> i64 {
 /// Wraps a database error.
 fn unavailable(action: &'static str) -> impl FnOnce(sqlx::Error) -> StoreError {
     move |error| StoreError::Unavailable { action, source: Box::new(error) }
+}
+
+/// A JSON array, for `json_each`: SQLite has no array parameters.
+fn json_of<T: Serialize>(values: impl Iterator<Item = T>) -> String {
+    let values: Vec<T> = values.collect();
+    serde_json::to_string(&values).expect("numbers and strings serialize")
 }

@@ -1,0 +1,58 @@
+//! What an operator changes in the log: bodies removed, a new log id.
+
+use catalog_bridge_api::EntityRef;
+use chrono::Utc;
+use sqlx::{SqliteConnection, query};
+use uuid::Uuid;
+
+use super::super::{LogState, StoreError};
+use super::{SqliteStore, microseconds_of, read_state, unavailable};
+
+impl SqliteStore {
+    pub(super) async fn redact_entity(&self, entity_ref: &EntityRef) -> Result<u64, StoreError> {
+        const REDACT: &str = "
+            update events
+            set entity = null, entity_bytes = 0, changed = null
+            where entity_ref = $1 and (entity is not null or changed is not null)";
+        let action = "redact an entity";
+        let mut transaction = self.begin_write().await?;
+        let state = read_state(&mut transaction).await?;
+        let redacted = query(REDACT)
+            .bind(entity_ref.as_str())
+            .execute(&mut *transaction)
+            .await
+            .map_err(unavailable(action))?
+            .rows_affected();
+        // Counted also when no row was left to redact: a repetition after a lost answer empties the caches again.
+        query("update log_state set redactions = redactions + 1")
+            .execute(&mut *transaction)
+            .await
+            .map_err(unavailable(action))?;
+        transaction.commit().await.map_err(unavailable(action))?;
+        self.head.publish(&LogState { redactions: state.redactions + 1, ..state });
+        Ok(redacted)
+    }
+
+    pub(super) async fn renew_log_id(&self, reason: &str) -> Result<Uuid, StoreError> {
+        let action = "give the log a new id";
+        let mut transaction = self.begin_write().await?;
+        let state = read_state(&mut transaction).await?;
+        let log_id = renew_in(&mut transaction).await.map_err(unavailable(action))?;
+        transaction.commit().await.map_err(unavailable(action))?;
+        tracing::warn!(reason, before = %state.log_id, now = %log_id, "the log has a new id; readers bootstrap again");
+        self.head.publish(&LogState { log_id, ..state });
+        Ok(log_id)
+    }
+}
+
+/// Under the head lock: a new log id, a new generation for every sink, and no answer to a request to the old log.
+pub(super) async fn renew_in(connection: &mut SqliteConnection) -> Result<Uuid, sqlx::Error> {
+    let log_id = Uuid::new_v4();
+    query("update log_state set log_id = $1").bind(log_id.to_string()).execute(&mut *connection).await?;
+    query("update checkpoints set generation = generation + 1, updated_at = $1 where kind = 'sink'")
+        .bind(microseconds_of(Utc::now()))
+        .execute(&mut *connection)
+        .await?;
+    query("delete from idempotency").execute(connection).await?;
+    Ok(log_id)
+}
