@@ -15,6 +15,8 @@ mod postgres;
 mod queries;
 mod settings;
 mod sqlite;
+#[cfg(test)]
+mod suite;
 mod tail;
 mod walk;
 
@@ -34,6 +36,14 @@ pub use self::tail::Tail;
 
 /// What this binary can read; a store whose `min_reader_version` is above it is refused ([`StoreError::TooNew`]).
 pub const READER_VERSION: i64 = 1;
+
+/// Opens the store that the settings name: connects (or waits for the file's lock), migrates, and reads where the log stands.
+pub async fn open(settings: &Settings, metrics: Metrics) -> Result<Arc<dyn EventLog>, StoreError> {
+    Ok(match &settings.backend {
+        Backend::Postgres(postgres) => Arc::new(postgres::PostgresStore::open(settings, postgres, metrics).await?),
+        Backend::Sqlite { path } => Arc::new(sqlite::SqliteStore::open(path, metrics).await?),
+    })
+}
 
 /// What a source states; the log decides what it means (added, updated, removed, or no event at all).
 #[derive(Debug, Clone)]

@@ -60,12 +60,12 @@ impl PostgresStore {
     }
 
     /// A transaction that writes; see [`Begin`].
-    async fn begin_write(&self) -> Result<Transaction, StoreError> {
+    pub(super) async fn begin_write(&self) -> Result<Transaction, StoreError> {
         Transaction::begin(&self.pool, &self.begin.write).await
     }
 
     /// A transaction that reads one snapshot.
-    async fn begin_read(&self) -> Result<Transaction, StoreError> {
+    pub(super) async fn begin_read(&self) -> Result<Transaction, StoreError> {
         Transaction::begin(&self.pool, &self.begin.read).await
     }
 

@@ -46,7 +46,7 @@ impl Begin {
 
 /// A transaction. One that was neither committed nor rolled back (an error, a dropped future) is not trusted: its
 /// connection is closed, and the server rolls back.
-pub(super) struct Transaction {
+pub(in crate::store) struct Transaction {
     connection: Option<PoolConnection<Postgres>>,
 }
 
@@ -62,7 +62,7 @@ impl Transaction {
     }
 
     /// After an error the outcome is unknown.
-    pub(super) async fn commit(mut self) -> Result<(), sqlx::Error> {
+    pub(in crate::store) async fn commit(mut self) -> Result<(), sqlx::Error> {
         raw_sql("commit").execute(&mut *self).await?;
         self.connection = None;
         Ok(())

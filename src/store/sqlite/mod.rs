@@ -62,12 +62,12 @@ impl SqliteStore {
     }
 
     /// The one transaction that writes; it holds the head lock.
-    async fn begin_write(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
+    pub(super) async fn begin_write(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
         self.writer.begin_with("begin immediate").await.map_err(unavailable("begin a transaction"))
     }
 
     /// A transaction that reads one snapshot: that of its first statement.
-    async fn begin_read(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
+    pub(super) async fn begin_read(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
         self.readers.begin().await.map_err(unavailable("begin a transaction"))
     }
 
