@@ -22,7 +22,7 @@ pub use acks::{Ack, AckReceiver, Acks};
 pub use connector::{
     BuildContext, CheckReport, Claim, ConfigError, Connector, ConnectorKind, Limits, Ordering, Session, parse_config,
 };
-pub use encoding::{BRIDGE_GENERATION, BRIDGE_LOG_ID, BRIDGE_OFFSET, Encoding};
+pub use encoding::{BRIDGE_GENERATION, BRIDGE_LOG_ID, BRIDGE_OFFSET, Encoder, EncoderSettings, Encoding};
 pub use entity_ref::{EntityRef, InvalidEntityRef};
 pub use error::{BoxError, ConnectorError};
 pub use event::{Cause, Changed, Event, EventType, Reason};
