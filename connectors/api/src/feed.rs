@@ -52,6 +52,11 @@ impl FeedSender {
         self.messages.send(message).await.is_ok()
     }
 
+    /// Offers a message if there is room now; else (full, or the session is gone) gives it back.
+    pub fn try_offer(&self, message: Message) -> Result<(), Box<Message>> {
+        self.messages.try_send(message).map_err(|error| Box::new(error.into_inner()))
+    }
+
     /// Resolves when the session dropped its end.
     pub async fn closed(&self) {
         self.messages.closed().await;
