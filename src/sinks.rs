@@ -5,10 +5,10 @@ use catalog_bridge_api::ConnectorKind;
 
 /// Every connector of this build, in the order in which docs and errors name them.
 pub static CONNECTORS: &[&dyn ConnectorKind] = &[
-    &catalog_bridge_file::KIND,
-    &catalog_bridge_file::STDOUT_KIND,
     #[cfg(feature = "kafka")]
     &catalog_bridge_kafka::KIND,
+    &catalog_bridge_file::KIND,
+    &catalog_bridge_file::STDOUT_KIND,
 ];
 
 /// The connector that a sink's section names.

@@ -129,8 +129,8 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_write_is_due_after_a_thousand_events_or_a_quarter_second() {
+    #[test]
+    fn a_write_is_due_after_a_thousand_events_or_a_quarter_second() {
         let now = Instant::now();
         let mut position = Position::of(&row(10, None));
         assert_eq!(position.due(), None);
@@ -148,8 +148,8 @@ mod tests {
         assert_eq!(position.due(), Some(now + DELAY));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_walk_ends_in_the_write_that_reaches_it() {
+    #[test]
+    fn a_walk_ends_in_the_write_that_reaches_it() {
         let mut position = Position::of(&row(0, Some(9)));
 
         position.reached(8.into(), 1, Instant::now());
@@ -161,8 +161,8 @@ mod tests {
         assert_eq!((end.walk, end.walk_removals_above), (None, None));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn the_connectors_state_is_written_once_and_with_the_prefix() {
+    #[test]
+    fn the_connectors_state_is_written_once_and_with_the_prefix() {
         let now = Instant::now();
         let mut position = Position::of(&row(0, None));
 

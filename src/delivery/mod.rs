@@ -20,14 +20,15 @@ mod window;
 use std::sync::Arc;
 use std::time::Duration;
 
-use catalog_bridge_api::{Connector, Encoder, EncoderSettings, Encoding, Event, Ordering, SinkName};
+use catalog_bridge_api::{Connector, Encoder, EncoderSettings, Encoding, Ordering, SinkName};
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 pub use self::metrics::Metrics;
-use crate::store::{LogEntry, Start, Tail};
+use crate::filter::View;
+use crate::store::{Start, Tail};
 use crate::telemetry::StatusBoard;
 
 /// Delivers to all sinks until `shutdown`; returns when every worker has flushed, saved its checkpoint and given its lease up.
@@ -67,7 +68,7 @@ pub struct Sink {
     /// Built once; dials nothing before it is asked.
     pub connector: Arc<dyn Connector>,
     /// Filter and `changes`.
-    pub view: Arc<dyn View>,
+    pub view: View,
     /// Paths that are left out of entities, such as `spec.definition`.
     pub omit: Vec<String>,
     /// Where it begins when it is new.
@@ -123,15 +124,6 @@ impl Sink {
         let public_url = self.public_url.as_deref().unwrap_or_default();
         format!("{}{}", public_url.trim_end_matches('/'), self.base_path)
     }
-}
-
-/// What a sink sees of the log.
-pub trait View: Send + Sync {
-    /// The event as this view shows it, or `None` when it does not.
-    fn see(&self, entry: &LogEntry) -> Option<Event>;
-
-    /// Filter and `changes` in one canonical text: part of the sink's fingerprint.
-    fn describe(&self) -> String;
 }
 
 /// What happens to an event that a destination refuses for good (promise P8).

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use catalog_bridge_api::{
-    Ack, AckReceiver, Acks, ConnectorError, Encoder, EntityRef, Event, EventType, FeedSender, JsonText, Message,
-    Offset, Reason, Session, feed,
+    Ack, AckReceiver, Acks, ConnectorError, Encoder, EntityRef, Event, FeedSender, JsonText, Message, Offset, Session,
+    feed,
 };
 use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
@@ -321,24 +321,13 @@ impl Live<'_> {
 
     /// The event as the sink's view shows it.
     fn see(&self, entry: &LogEntry) -> Option<Event> {
-        let seen = self.run.worker.sink.view.see(entry);
-        if seen.is_some() {
-            return seen;
+        let view = &self.run.worker.sink.view;
+        let offset = entry.event.offset;
+        if !self.run.position.walk.is_some_and(|at| offset <= at) {
+            return view.see(entry);
         }
-        // A walk of a sink that had delivered before: what does not match now may have matched then, and would be a ghost.
-        let above = self.run.position.walk_removals_above?;
-        let at = self.run.position.walk?;
-        let event = &entry.event;
-        if event.offset <= above || event.offset > at || event.event_type == EventType::Removed {
-            return None;
-        }
-        Some(Event {
-            event_type: EventType::Removed,
-            entity: None,
-            changed: None,
-            reason: Some(Reason::LeftFilter),
-            ..event.clone()
-        })
+        // A sink that had delivered before may hold what does not match now.
+        view.see_in_walk(entry, self.run.position.walk_removals_above.is_some_and(|above| offset > above))
     }
 
     fn stop_before(&mut self, offset: Offset) {

@@ -61,12 +61,19 @@ pub(super) const EVENTS_PARAMS: &[Param] = &[
     },
 ];
 
-pub(super) const EVENT_PARAMS: &[Param] = &[Param {
-    name: "entityRef",
-    about: "The entity of the event: when the event is no longer kept, its entity's last event is answered, with \
-            `expiredOffset`.",
-    form: Form::Text,
-}];
+pub(super) const EVENT_PARAMS: &[Param] = &[
+    Param {
+        name: "entityRef",
+        about: "The entity of the event: when the event is no longer kept, its entity's last event is answered, with \
+                `expiredOffset`.",
+        form: Form::Text,
+    },
+    Param {
+        name: "logId",
+        about: "The log that the offset belongs to; 409 when it is another one now.",
+        form: Form::Text,
+    },
+];
 
 /// What stands before the events of a reply.
 #[derive(Serialize)]
@@ -120,12 +127,7 @@ pub(super) async fn events(
 impl Context {
     /// The log and the offset that a reader begins at.
     async fn starting_point(&self, query: &Query, view: &View) -> Result<(LogState, Offset), Problem> {
-        let asked_log = match query.text("logId") {
-            None => None,
-            Some(text) => Some(Uuid::try_parse(text).map_err(|_| {
-                Problem::of_field(Kind::InvalidParameter, "logId", "logId is no UUID; send it back as a reply told it")
-            })?),
-        };
+        let asked_log = parse_log_id(query)?;
         let asked = match query.text("offset") {
             Some("latest") => {
                 let state = self.asked_state().await?;
@@ -273,6 +275,11 @@ pub(super) async fn event(
         Some(text) => Some(parse_ref("entityRef", text)?),
     };
     let view = View { bound: access.bound.clone(), ..View::default() };
+    if let Some(asked) = parse_log_id(&query)?
+        && asked != context.known_state().log_id
+    {
+        context.checked_log(context.asked_state().await?, Some(asked), &view)?;
+    }
     let reservation = context.reserve_reply().await?;
     let entry = context.store().event(offset).await.map_err(|error| context.problem(error))?;
     if let Some(event) = entry.as_ref().and_then(|entry| view.see(entry)) {
@@ -297,6 +304,14 @@ pub(super) async fn event(
             .with("oldestOffset", state.oldest.get()));
     }
     Err(Problem::of_field(Kind::NotFound, "offset", format!("there is no event {offset}")))
+}
+
+fn parse_log_id(query: &Query) -> Result<Option<Uuid>, Problem> {
+    let Some(text) = query.text("logId") else { return Ok(None) };
+    let parsed = Uuid::try_parse(text).map_err(|_| {
+        Problem::of_field(Kind::InvalidParameter, "logId", "logId is no UUID; send it back as a reply told it")
+    })?;
+    Ok(Some(parsed))
 }
 
 fn event_text(event: &Event) -> Vec<u8> {

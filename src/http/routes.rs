@@ -108,7 +108,7 @@ fn reader_routes() -> Vec<Route> {
             "One event",
             events::EVENT_PARAMS,
             Reply::Schema("Event"),
-            &[Kind::InvalidParameter, Kind::UnknownParameter, Kind::NotFound, Kind::EventExpired],
+            &[Kind::InvalidParameter, Kind::UnknownParameter, Kind::NotFound, Kind::LogChanged, Kind::EventExpired],
         ),
         read(
             "/entities",

@@ -168,9 +168,17 @@ impl Encoder {
         attributes
     }
 
-    /// Where REST serves the whole event. The log id rides along: under another id the same offset is another event.
+    /// Where REST serves the whole event. The log id rides along, as under another id the same offset is another event; and the
+    /// entity, whose last event stands in when this one is no longer kept.
     fn reference(&self, event: &Event) -> String {
-        format!("{}/events/{}?logId={}", self.reference_base, event.offset, self.log_id)
+        let mut reference = format!("{}/events/{}?logId={}&entityRef=", self.reference_base, event.offset, self.log_id);
+        for byte in event.entity_ref.as_str().bytes() {
+            match byte {
+                b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b':' | b'/' => reference.push(byte.into()),
+                _ => reference.push_str(&format!("%{byte:02X}")),
+            }
+        }
+        reference
     }
 
     fn write_rfc_event(&self, body: &mut Vec<u8>, event: &Event, entity: &Entity<'_>) {

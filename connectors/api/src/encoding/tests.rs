@@ -115,7 +115,8 @@ fn what_is_omitted_is_said() {
 #[test]
 fn an_oversize_event_goes_as_a_reference() {
     let long = JsonText::from_trusted(format!("{{\"a\":\"{}\"}}", "x".repeat(5_000)));
-    let event = Event { entity: Some(long), ..updated() };
+    let entity_ref = EntityRef::parse("component:default/a+é").expect("valid");
+    let event = Event { entity: Some(long), entity_ref, ..updated() };
     for encoding in [Encoding::Json, Encoding::Cloudevents, Encoding::CloudeventsBinary] {
         let small = Encoder::new(EncoderSettings { message_bytes_max: Some(2_000), ..settings(encoding) });
 
