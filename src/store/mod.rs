@@ -6,6 +6,7 @@
 
 mod canonical;
 mod changed;
+mod checkpoint;
 mod decide;
 mod decode;
 mod head;
@@ -38,7 +39,7 @@ pub use self::tail::Tail;
 pub const READER_VERSION: i64 = 1;
 
 /// Opens the store that the settings name: connects (or waits for the file's lock), migrates, and reads where the log stands.
-pub async fn open(settings: &Settings, metrics: Metrics) -> Result<Arc<dyn EventLog>, StoreError> {
+pub async fn open(settings: &Settings, metrics: Metrics) -> Result<Arc<dyn Store>, StoreError> {
     Ok(match &settings.backend {
         Backend::Postgres(postgres) => Arc::new(postgres::PostgresStore::open(settings, postgres, metrics).await?),
         Backend::Sqlite { path } => Arc::new(sqlite::SqliteStore::open(path, metrics).await?),

@@ -7,6 +7,7 @@
 
 mod append;
 mod change;
+mod checkpoints;
 mod held;
 mod log;
 mod migrate;

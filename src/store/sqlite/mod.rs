@@ -5,6 +5,7 @@
 
 mod append;
 mod change;
+mod checkpoints;
 mod held;
 mod lock;
 mod log;

@@ -34,6 +34,8 @@ create table events (
 );
 
 create index events_by_ref on events (entity_ref, event_offset);
+-- Retention looks for old removals; there are few.
+create index events_removed on events (event_offset) where type = 'removed';
 
 create table entities (
     entity_ref text collate "C" primary key,
@@ -67,6 +69,8 @@ create table checkpoints (
     paused boolean not null default false,
     expired boolean not null default false,
     status text,
+    -- Counts an operator's commands.
+    commands bigint not null default 0,
     updated_at timestamptz not null default clock_timestamp(),
     primary key (kind, name)
 );

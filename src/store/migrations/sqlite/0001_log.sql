@@ -39,6 +39,8 @@ create table events (
 ) strict;
 
 create index events_by_ref on events (entity_ref, event_offset);
+-- Retention looks for old removals; there are few.
+create index events_removed on events (event_offset) where type = 'removed';
 
 create table entities (
     entity_ref text primary key not null,
@@ -72,6 +74,8 @@ create table checkpoints (
     paused integer not null default 0,
     expired integer not null default 0,
     status text,
+    -- Counts an operator's commands.
+    commands integer not null default 0,
     updated_at integer not null default (cast(unixepoch('subsec') * 1000000 as integer)),
     primary key (kind, name)
 ) strict;
