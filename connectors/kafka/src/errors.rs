@@ -53,16 +53,37 @@ pub(crate) fn verdict(code: Code) -> Verdict {
     }
 }
 
-/// What follows from a code and what was said with it: one code stands for every trouble of TLS, and only those about
-/// certificates or the protocol do not pass by themselves.
+/// What follows from a code and what was said with it: troubles of TLS come as one code, or as a broken connection, and only
+/// those about certificates or the protocol do not pass by themselves.
 pub(crate) fn verdict_of(code: Code, words: &str) -> Verdict {
-    if code != Code::SSL {
-        return verdict(code);
-    }
     let words = words.to_ascii_lowercase();
-    let is_refusal =
-        ["certificate", "plaintext", "unknown ca", "wrong version number"].iter().any(|part| words.contains(part));
-    if is_refusal { Verdict::Misconfigured } else { Verdict::Transient }
+    let is_tls = matches!(code, Code::SSL | Code::BrokerTransportFailure) && words.contains("ssl");
+    let is_refusal = ["certificate", "plaintext broker", "unknown ca", "wrong version number"];
+    if is_tls && is_refusal.iter().any(|part| words.contains(part)) {
+        return Verdict::Misconfigured;
+    }
+    verdict(code)
+}
+
+/// True for an error that ends the client.
+pub(crate) fn is_fatal(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Fatal
+            | Code::Fenced
+            | Code::ProducerFenced
+            | Code::GaplessGuarantee
+            | Code::OutOfOrderSequenceNumber
+            | Code::UnknownProducerId
+            | Code::InvalidProducerEpoch
+            | Code::Inconsistent
+    )
+}
+
+/// True for a record that was taken out of the client's queues: by a fatal error, by a transaction that has to be aborted, or
+/// by us.
+pub(crate) fn is_purge(code: Code) -> bool {
+    matches!(code, Code::PurgeQueue | Code::PurgeInflight)
 }
 
 /// The hint that belongs to a code of [`Verdict::Misconfigured`].
@@ -75,7 +96,9 @@ pub(crate) fn hint(code: Code) -> &'static str {
         Code::ClusterAuthorizationFailed => "grant this user IdempotentWrite on the cluster, or Write on the topic",
         Code::TransactionalIdAuthorizationFailed => "grant this user Write and Describe on the transactional id",
         Code::SaslAuthenticationFailed | Code::Authentication => "check sasl.username and sasl.password",
-        Code::SSL => "check tls.ca_file, tls.certificate_file and that the port is a TLS listener",
+        Code::SSL | Code::BrokerTransportFailure => {
+            "check tls.ca_file, tls.certificate_file and that the port is a TLS listener"
+        }
         Code::UnsupportedSASLMechanism => "choose a sasl.mechanism that this listener offers",
         _ => "see the broker's log",
     }
@@ -114,6 +137,14 @@ mod tests {
         for code in [Code::AllBrokersDown, Code::BrokerTransportFailure, Code::OperationTimedOut, Code::Resolve] {
             assert_eq!(verdict(code), Verdict::Transient, "{code:?}");
         }
+    }
+
+    #[test]
+    fn certificates_are_told_from_broken_connections() {
+        let refused = "ssl://b:9093/1: Receive failed: SSL routines::ssl/tls alert bad certificate";
+        assert_eq!(verdict_of(Code::BrokerTransportFailure, refused), Verdict::Misconfigured);
+        assert_eq!(verdict_of(Code::SSL, "SSL handshake failed: Disconnected"), Verdict::Transient);
+        assert_eq!(verdict_of(Code::BrokerTransportFailure, "Connection reset by peer"), Verdict::Transient);
     }
 
     #[test]

@@ -33,7 +33,7 @@ use crate::native::Description;
 use crate::producer::{Lane, Producer};
 use crate::session::{IdempotentSession, Link};
 use crate::suspects::Suspects;
-use crate::topic::Pin;
+use crate::topic::Told;
 use crate::transactional::TransactionalSession;
 
 pub use crate::config::{Compression, Config, Delivery, Mechanism, Sasl, Scalar, Tls};
@@ -57,7 +57,12 @@ impl ConnectorKind for Kafka {
     fn build(&self, section: serde_json::Value, context: BuildContext) -> Result<Box<dyn Connector>, ConfigError> {
         let config: Config = parse_config(section)?;
         config::validate(&config, &context)?;
-        Ok(Box::new(KafkaConnector { config: Arc::new(config), context, suspects: Arc::default() }))
+        Ok(Box::new(KafkaConnector {
+            config: Arc::new(config),
+            context,
+            suspects: Arc::default(),
+            told: Told::default(),
+        }))
     }
 }
 
@@ -70,6 +75,7 @@ struct KafkaConnector {
     config: Arc<Config>,
     context: BuildContext,
     suspects: Arc<Suspects>,
+    told: Told,
 }
 
 #[async_trait]
@@ -121,7 +127,7 @@ impl Connector for KafkaConnector {
         let producer = Producer::create(&settings, &self.config.endpoint())?;
         let (producer, found) = self.describe_or_create(producer, &claim).await?;
         self.refuse_missing_rights(&found)?;
-        let pin = topic::pin(&self.config, self.context.ordering, &found, claim.state.as_ref())?;
+        let pin = topic::pin(&self.config, self.context.ordering, &found, &claim, &self.told)?;
         let lane = Lane {
             config: self.config.clone(),
             log_id: claim.log_id.to_string(),
@@ -199,7 +205,8 @@ impl KafkaConnector {
     ) -> Result<(Producer, Description), ConnectorError> {
         let (mut producer, mut found) = self.describe(producer).await?;
         // A topic that this sink knew and that is gone is not silently replaced by an empty one.
-        let may_create = self.context.ensure && self.known_topic(claim).is_none();
+        let is_known = topic::known(&self.config, claim).is_some();
+        let may_create = self.context.ensure && !is_known;
         if found.as_ref().is_err_and(topic::is_missing) && may_create {
             let brokers;
             (producer, brokers) = self.broker_count(producer).await?;
@@ -216,19 +223,12 @@ impl KafkaConnector {
         }
         match found {
             Ok(found) => Ok((producer, found)),
-            Err(failure) if topic::is_missing(&failure) && self.known_topic(claim).is_some() => {
-                Err(ConnectorError::misconfigured(
-                    self.config.endpoint(),
-                    "the topic existed and is gone; if it was deleted, create it and rewind the sink to snapshot",
-                ))
-            }
+            Err(failure) if topic::is_missing(&failure) && is_known => Err(ConnectorError::misconfigured(
+                self.config.endpoint(),
+                "the topic existed and is gone; if it was deleted, create it and rewind the sink to snapshot",
+            )),
             Err(failure) => Err(topic::explain(&failure, &producer.reports, &self.config)),
         }
-    }
-
-    fn known_topic(&self, claim: &Claim) -> Option<Pin> {
-        let pin: Pin = serde_json::from_value(claim.state.clone()?).ok()?;
-        (pin.topic == self.config.topic).then_some(pin)
     }
 
     async fn broker_count(&self, producer: Producer) -> Result<(Producer, usize), ConnectorError> {
@@ -256,7 +256,7 @@ impl KafkaConnector {
 
     async fn judge(&self, found: &Description, report: &mut CheckReport) -> Result<(), ConnectorError> {
         self.refuse_missing_rights(found)?;
-        topic::pin(&self.config, self.context.ordering, found, None)?;
+        topic::first_pin(&self.config, self.context.ordering, found)?;
         report.facts.push(format!(
             "{} has {} partitions with {} replicas",
             self.config.endpoint(),

@@ -145,8 +145,9 @@ impl Reports {
     fn note_trouble(&self, code: Code, words: &str) {
         let is_refusal = errors::verdict_of(code, words) == errors::Verdict::Misconfigured;
         let mut trouble = self.trouble.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        // "all brokers are down" follows every refusal and says less.
-        if is_refusal || !trouble.as_ref().is_some_and(|known| known.is_refusal) {
+        // "all brokers are down" follows every other trouble and says less; other troubles follow a refusal.
+        let says_more = trouble.as_ref().is_none_or(|known| !known.is_refusal && code != Code::AllBrokersDown);
+        if is_refusal || says_more {
             *trouble = Some(Trouble { code, words: words.to_owned(), is_refusal });
         }
         let words = trouble.as_ref().map(|trouble| trouble.words.clone());
@@ -179,7 +180,7 @@ impl ClientContext for Context {
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(%error, reason, "librdkafka reports a trouble");
         let Some(code) = error.rdkafka_error_code() else { return };
-        if code == Code::Fatal {
+        if errors::is_fatal(code) {
             self.0.fail(Failure { code, words: reason.to_owned(), record: None });
         } else {
             self.0.note_trouble(code, reason);
@@ -200,8 +201,11 @@ impl ProducerContext for Context {
             Err((error, record)) => (error, record),
         };
         let code = error.rdkafka_error_code().unwrap_or(Code::Fail);
-        // Purged records are ours to repeat, and never the cause.
-        if matches!(code, Code::PurgeQueue | Code::PurgeInflight | Code::InvalidDifferentRecord) {
+        if errors::is_purge(code) {
+            return self.0.fail(Failure { code, words: error.to_string(), record: None });
+        }
+        // Another record of its batch is the cause and has a report of its own.
+        if code == Code::InvalidDifferentRecord {
             return;
         }
         let key = record.key().and_then(|key| std::str::from_utf8(key).ok());

@@ -54,15 +54,17 @@ impl Link {
                 format!("a batch with offset {offset} was refused ({words}); sending one by one to find the record");
             return ConnectorError::transient("publish", endpoint, words);
         }
-        if let (Code::Fatal, Some((cause, text))) = (code, self.producer.native().client().fatal_error()) {
-            (code, words) = (cause, text);
+        if errors::is_fatal(code) || errors::is_purge(code) {
+            (code, words) = self.producer.native().client().fatal_error().unwrap_or((code, words));
         }
         errors::connector_error("publish", &endpoint, Some(code), &words)
     }
 
-    /// A fatal error of the client may arrive before the report of the record that caused it.
+    /// A fatal error of the client, or what it purged, may arrive before the report of the record that caused it.
     async fn with_record(&self, failure: Failure) -> Failure {
-        if failure.record.is_some() || failure.code != Code::Fatal {
+        let has_cause =
+            matches!(failure.code, Code::Fatal | Code::GaplessGuarantee | Code::PurgeQueue | Code::PurgeInflight);
+        if failure.record.is_some() || !has_cause {
             return failure;
         }
         let end = Instant::now() + Duration::from_secs(1);

@@ -4,9 +4,10 @@
 //! was created anew or has grown is another topic to its readers, and an operator decides.
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use catalog_bridge_api::{ConnectorError, Ordering};
+use catalog_bridge_api::{Claim, ConnectorError, Ordering};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::{Client, DefaultClientContext};
@@ -32,6 +33,22 @@ pub(crate) struct Pin {
     /// Of partitions where a long search found nothing of ours: the Kafka offset up to which the next search need not look.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) searched: BTreeMap<i32, i64>,
+}
+
+/// The divergence that the operator was told of last.
+///
+/// After `Diverged` the driver opens again under the same lease only when an operator said so (resume or rewind), so finding
+/// the same topic a second time in one epoch means that it was accepted.
+#[derive(Debug, Default)]
+pub(crate) struct Told(Mutex<Option<(u64, Pin)>>);
+
+impl Told {
+    /// Whether this topic was told of in this epoch before; from now on it was.
+    fn tell(&self, epoch: u64, found: &Pin) -> bool {
+        let now = Some((epoch, found.clone()));
+        let before = std::mem::replace(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), now.clone());
+        before == now
+    }
 }
 
 /// Describes the topic. Blocking, up to [`QUESTION_TIMEOUT`]; ends early when the brokers refuse us.
@@ -63,9 +80,26 @@ pub(crate) fn pin(
     config: &Config,
     ordering: Ordering,
     found: &Description,
-    state: Option<&serde_json::Value>,
+    claim: &Claim,
+    told: &Told,
 ) -> Result<Pin, ConnectorError> {
-    let diverged = |reason: String| Err(ConnectorError::Diverged { endpoint: config.endpoint(), reason });
+    let current = first_pin(config, ordering, found)?;
+    let Some(pinned) = known(config, claim) else { return Ok(current) };
+    match difference(&pinned, &current) {
+        None => Ok(Pin { topic_id: current.topic_id.or(pinned.topic_id), searched: pinned.searched, ..current }),
+        Some(_) if told.tell(claim.epoch, &current) => Ok(current),
+        Some(reason) => Err(ConnectorError::Diverged { endpoint: config.endpoint(), reason }),
+    }
+}
+
+/// What the sink knows of this topic from earlier sessions.
+pub(crate) fn known(config: &Config, claim: &Claim) -> Option<Pin> {
+    let pin: Pin = serde_json::from_value(claim.state.clone()?).ok()?;
+    (pin.topic == config.topic).then_some(pin)
+}
+
+/// What to pin of a topic that is new to the sink.
+pub(crate) fn first_pin(config: &Config, ordering: Ordering, found: &Description) -> Result<Pin, ConnectorError> {
     if ordering == Ordering::Stream && found.partitions != 1 {
         return Err(ConnectorError::misconfigured(
             config.endpoint(),
@@ -75,31 +109,31 @@ pub(crate) fn pin(
             ),
         ));
     }
-    let current = Pin {
+    Ok(Pin {
         topic: config.topic.clone(),
         topic_id: found.topic_id.clone(),
         partitions: found.partitions,
         searched: BTreeMap::new(),
-    };
-    let pinned = state.and_then(|state| serde_json::from_value::<Pin>(state.clone()).ok());
-    let Some(pinned) = pinned.filter(|pinned| pinned.topic == config.topic) else { return Ok(current) };
+    })
+}
+
+fn difference(pinned: &Pin, current: &Pin) -> Option<String> {
     if let (Some(before), Some(now)) = (&pinned.topic_id, &current.topic_id)
         && before != now
     {
-        return diverged(format!(
+        return Some(format!(
             "the topic was deleted and created again (id {before} before, {now} now), so what was delivered is gone; \
              rewind the sink to snapshot to fill it anew, or resume it to go on after the checkpoint"
         ));
     }
-    if pinned.partitions != current.partitions {
-        return diverged(format!(
-            "the topic has {} partitions and had {} when this sink started, so most keys would change their partition and \
-             readers could see an entity's events out of order; resume the sink to use the new count once readers are ready, \
+    (pinned.partitions != current.partitions).then(|| {
+        format!(
+            "the topic has {} partitions and had {} when this sink started, so most keys change their partition and \
+             readers may see an entity's events out of order; resume the sink to use the new count once readers are ready, \
              or rewind it to snapshot",
             current.partitions, pinned.partitions
-        ));
-    }
-    Ok(Pin { topic_id: current.topic_id.or(pinned.topic_id), searched: pinned.searched, ..current })
+        )
+    })
 }
 
 /// Creates the topic with settings under which an acknowledged record survives the loss of a broker.
@@ -161,29 +195,35 @@ mod tests {
         Description { topic_id: Some(id.to_owned()), partitions, replicas: 1, operations: None }
     }
 
-    #[track_caller]
-    fn check(ordering: Ordering, found: &Description, state: Option<&serde_json::Value>, expected: &str) {
-        let text = match pin(&config(), ordering, found, state) {
-            Ok(pin) => serde_json::to_string(&pin).expect("plain"),
-            Err(error) => format!("{error:?}"),
-        };
-        assert!(text.contains(expected), "{text}");
+    fn pinned(id: &str, partitions: i32) -> Pin {
+        first_pin(&config(), Ordering::Entity, &found(id, partitions)).expect("fits")
     }
 
     #[test]
     fn a_topic_that_is_not_what_it_was_diverges() {
-        let state = json!({ "topic": "catalog", "topic_id": "A", "partitions": 4 });
-        check(Ordering::Entity, &found("A", 4), None, r#""partitions":4"#);
-        check(Ordering::Entity, &found("A", 4), Some(&state), r#""topic_id":"A""#);
-        check(Ordering::Entity, &found("B", 4), Some(&state), "deleted and created again");
-        check(Ordering::Entity, &found("A", 6), Some(&state), "had 4 when this sink started");
-        let other = json!({ "topic": "other", "topic_id": "A", "partitions": 4 });
-        check(Ordering::Entity, &found("B", 6), Some(&other), r#""partitions":6"#);
+        let same = difference(&pinned("A", 4), &pinned("A", 4));
+        let anew = difference(&pinned("A", 4), &pinned("B", 4));
+        let grown = difference(&pinned("A", 4), &pinned("A", 6));
+
+        assert_eq!(same, None);
+        assert!(anew.is_some_and(|reason| reason.contains("deleted and created again")));
+        assert!(grown.is_some_and(|reason| reason.contains("had 4 when this sink started")));
+    }
+
+    #[test]
+    fn a_divergence_counts_as_accepted_only_in_the_epoch_in_which_it_was_told() {
+        let told = Told::default();
+
+        assert!(!told.tell(1, &pinned("B", 4)));
+        assert!(told.tell(1, &pinned("B", 4)));
+        assert!(!told.tell(2, &pinned("B", 4)));
+        assert!(!told.tell(2, &pinned("C", 4)));
     }
 
     #[test]
     fn a_stream_needs_one_partition() {
-        check(Ordering::Stream, &found("A", 2), None, "Misconfigured");
-        check(Ordering::Stream, &found("A", 1), None, r#""partitions":1"#);
+        let refused = first_pin(&config(), Ordering::Stream, &found("A", 2));
+        assert!(matches!(refused, Err(ConnectorError::Misconfigured { .. })));
+        assert!(first_pin(&config(), Ordering::Stream, &found("A", 1)).is_ok());
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use catalog_bridge_api::{Acks, ConnectorError, Feed, Lease, Message, Offset, Session};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::error::KafkaError;
 use rdkafka::producer::Producer as _;
 
 use crate::config::TRANSACTION_TIMEOUT;
@@ -182,17 +182,27 @@ impl TransactionalSession {
         let endpoint = self.link.lane.config.endpoint();
         match stop {
             Stop::End(End::LeaseLost) => ConnectorError::transient("publish", endpoint, "the lease was lost"),
+            Stop::End(End::Failed(failure)) if errors::is_purge(failure.code) => self.explain_abort(failure).await,
             Stop::End(End::Failed(failure)) => self.link.explain(failure).await,
             // A failed record says more than the transaction that it spoiled.
             Stop::Client(action, error) => match self.link.producer.reports.failure() {
-                Some(failure) if failure.record.is_some() || is_fencing(&failure) => self.link.explain(failure).await,
+                Some(failure) if failure.record.is_some() => self.link.explain(failure).await,
                 _ => errors::client_error(action, &endpoint, &error),
             },
             Stop::Hung(action) => ConnectorError::transient(action, endpoint, "no answer in time"),
         }
     }
-}
 
-fn is_fencing(failure: &Failure) -> bool {
-    failure.code == Code::Fatal
+    /// Records that were purged say only that the transaction has to be aborted; a commit, which cannot succeed any more,
+    /// says why.
+    async fn explain_abort(&self, failure: Failure) -> ConnectorError {
+        let commit = self.blocking("commit", COMMIT_TIMEOUT, |native| native.commit_transaction(COMMIT_TIMEOUT)).await;
+        match (commit, self.link.producer.reports.failure()) {
+            (_, Some(failure)) if failure.record.is_some() => self.link.explain(failure).await,
+            (Err(Stop::Client(action, error)), _) => {
+                errors::client_error(action, &self.link.lane.config.endpoint(), &error)
+            }
+            _ => self.link.explain(failure).await,
+        }
+    }
 }
