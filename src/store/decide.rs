@@ -252,10 +252,10 @@ impl Decision {
 
 impl PositionMove {
     /// The refusal, with what is stored instead (epoch and position).
-    pub(super) fn fenced(&self, source: &SourceName, stored: Option<(u64, Option<String>)>) -> StoreError {
+    pub(super) fn fenced(&self, source: &SourceName, stored: Option<&(u64, Option<String>)>) -> StoreError {
         StoreError::Fenced(match stored {
             None => format!("source \"{source}\" has no lease"),
-            Some((epoch, _)) if epoch != self.epoch => {
+            Some((epoch, _)) if *epoch != self.epoch => {
                 format!("source \"{source}\" has epoch {epoch}, this owner {}", self.epoch)
             }
             Some(_) => format!("source \"{source}\" is at another position than its owner expects"),
@@ -331,7 +331,7 @@ impl Deciding {
                 self.decision.rejected.insert(upsert.entity_ref.as_str().to_owned(), None);
                 self.upsert(upsert, canonical, hash);
             }
-            (Change::Upsert(upsert), Content::Refused(reason)) => return self.refused(index, upsert, reason),
+            (Change::Upsert(upsert), Content::Refused(reason)) => return self.refused(index, &upsert, reason),
             (Change::Upsert(_), Content::None) => {}
             (Change::Remove(removal), _) => {
                 self.decision.rejected.insert(removal.entity_ref.as_str().to_owned(), None);
@@ -451,12 +451,12 @@ impl Deciding {
     }
 
     /// The log cannot take this state.
-    fn refused(&mut self, index: usize, upsert: Upsert, reason: String) -> Result<(), StoreError> {
+    fn refused(&mut self, index: usize, upsert: &Upsert, reason: String) -> Result<(), StoreError> {
         if self.on_owned == OnOwned::RefuseAll {
             return Err(StoreError::TooLarge(format!("change {index}: {}: {reason}", upsert.entity_ref)));
         }
         self.decision.refused += 1;
-        self.remember(&upsert, reason, None);
+        self.remember(upsert, reason, None);
         Ok(())
     }
 

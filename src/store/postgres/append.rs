@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use catalog_bridge_api::{EntityRef, Offset, SourceName};
+use catalog_bridge_api::{EntityRef, JsonText, Offset, SourceName};
 use chrono::{DateTime, Utc};
 use futures::TryStreamExt;
 use sqlx::postgres::PgRow;
@@ -215,7 +215,7 @@ pub(super) async fn move_position(
         .bind(to.new.as_str())
         .bind(source.as_str())
         .bind(i64::try_from(to.epoch).unwrap_or(i64::MAX))
-        .bind(to.expected.as_ref().map(|position| position.as_str()))
+        .bind(to.expected.as_ref().map(JsonText::as_str))
         .persistent(false)
         .execute(&mut *connection)
         .await
@@ -224,7 +224,7 @@ pub(super) async fn move_position(
         return Ok(());
     }
     let stored = stored_position(connection, source).await?;
-    Err(to.fenced(source, stored))
+    Err(to.fenced(source, stored.as_ref()))
 }
 
 async fn stored_position(

@@ -17,7 +17,6 @@ mod transaction;
 mod write;
 
 use std::str::FromStr;
-use std::time::Duration;
 
 use catalog_bridge_api::{BoxError, Offset};
 use chrono::{DateTime, Utc};

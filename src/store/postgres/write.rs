@@ -1,11 +1,11 @@
 //! Writes what an append comes to, in bulk: `insert … select from unnest`, never COPY, which PgBouncer and time-outs bear less
 //! well.
 
-use catalog_bridge_api::SourceName;
+use catalog_bridge_api::{EntityRef, JsonText, SourceName};
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, query, query_scalar};
 
-use super::super::decide::Decision;
+use super::super::decide::{Decision, NewEvent};
 use super::super::{Appended, Idempotency};
 use super::number_of;
 
@@ -59,8 +59,8 @@ async fn events(connection: &mut PgConnection, decision: &Decision) -> Result<Da
         .bind(new.iter().map(|event| event.event_type.as_str()).collect::<Vec<_>>())
         .bind(new.iter().map(|event| event.entity_ref.as_str()).collect::<Vec<_>>())
         .bind(new.iter().map(|event| event.uid.as_deref()).collect::<Vec<_>>())
-        .bind(new.iter().map(|event| event.entity.as_ref().map(|entity| entity.as_str())).collect::<Vec<_>>())
-        .bind(new.iter().map(|event| event.changed_text()).collect::<Vec<_>>())
+        .bind(new.iter().map(|event| event.entity.as_ref().map(JsonText::as_str)).collect::<Vec<_>>())
+        .bind(new.iter().map(NewEvent::changed_text).collect::<Vec<_>>())
         .bind(new.iter().map(|event| event.occurred_at).collect::<Vec<_>>())
         .bind(new.iter().map(|event| event.cause.as_str()).collect::<Vec<_>>())
         .bind(new.iter().map(|event| event.previous_offset.map(number_of)).collect::<Vec<_>>())
@@ -82,7 +82,7 @@ async fn entities(connection: &mut PgConnection, decision: &Decision) -> Result<
             source_version = excluded.source_version,
             source_position = excluded.source_position,
             last_offset = excluded.last_offset";
-    let gone: Vec<&str> = decision.gone().map(|entity_ref| entity_ref.as_str()).collect();
+    let gone: Vec<&str> = decision.gone().map(EntityRef::as_str).collect();
     if !gone.is_empty() {
         query("delete from entities where entity_ref = any($1)")
             .bind(gone)

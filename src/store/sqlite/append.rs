@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use catalog_bridge_api::{EntityRef, SourceName};
+use catalog_bridge_api::{EntityRef, JsonText, SourceName};
 use chrono::Utc;
 use futures::TryStreamExt;
 use sqlx::sqlite::SqliteRow;
@@ -121,7 +121,7 @@ pub(super) async fn move_position(
         .bind(to.new.as_str())
         .bind(source.as_str())
         .bind(i64::try_from(to.epoch).unwrap_or(i64::MAX))
-        .bind(to.expected.as_ref().map(|position| position.as_str()))
+        .bind(to.expected.as_ref().map(JsonText::as_str))
         .bind(microseconds_of(Utc::now()))
         .execute(&mut *connection)
         .await
@@ -130,7 +130,7 @@ pub(super) async fn move_position(
         return Ok(());
     }
     let stored = stored_position(connection, source).await?;
-    Err(to.fenced(source, stored))
+    Err(to.fenced(source, stored.as_ref()))
 }
 
 async fn stored_position(

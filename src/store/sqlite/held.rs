@@ -44,7 +44,7 @@ impl SqliteStore {
     ) -> Result<Vec<Rejected>, StoreError> {
         let statement =
             query(queries::REJECTED).bind(source.as_str()).bind(after_ref.unwrap_or_default()).bind(limit as i64);
-        self.rows(statement, rejected_of).await
+        self.rows(statement, |row| rejected_of(&row)).await
     }
 
     /// One of the counting statements.
@@ -75,7 +75,7 @@ fn held_of(row: &SqliteRow) -> Result<HeldEntity, sqlx::Error> {
     })
 }
 
-fn rejected_of(row: SqliteRow) -> Result<Rejected, sqlx::Error> {
+fn rejected_of(row: &SqliteRow) -> Result<Rejected, sqlx::Error> {
     Ok(Rejected {
         entity_ref: row.try_get("entity_ref")?,
         reason: row.try_get("reason")?,

@@ -22,7 +22,7 @@ impl FileLock {
             .truncate(false)
             .write(true)
             .open(&path)
-            .map_err(|error| unavailable_at(action, &path, error))?;
+            .map_err(|error| unavailable_at(action, &path, &error))?;
         let mut waited = false;
         loop {
             match file.try_lock() {
@@ -34,7 +34,7 @@ impl FileLock {
                     }
                     tokio::time::sleep(Duration::from_millis(250)).await;
                 }
-                Err(TryLockError::Error(error)) => return Err(unavailable_at(action, &path, error)),
+                Err(TryLockError::Error(error)) => return Err(unavailable_at(action, &path, &error)),
             }
         }
         if waited {
@@ -50,7 +50,7 @@ fn lock_path(database: &Path) -> PathBuf {
     name.into()
 }
 
-fn unavailable_at(action: &'static str, path: &Path, error: std::io::Error) -> StoreError {
+fn unavailable_at(action: &'static str, path: &Path, error: &std::io::Error) -> StoreError {
     let message = format!("{}: {error}", path.display());
     unavailable(action)(sqlx::Error::Io(std::io::Error::new(error.kind(), message)))
 }

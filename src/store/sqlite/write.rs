@@ -1,6 +1,6 @@
 //! Writes what an append comes to, many rows to a statement.
 
-use catalog_bridge_api::{EntityRef, SourceName};
+use catalog_bridge_api::{EntityRef, JsonText, SourceName};
 use chrono::Utc;
 use sqlx::{QueryBuilder, SqliteConnection, query};
 
@@ -48,7 +48,7 @@ async fn events(connection: &mut SqliteConnection, rows: &[NewEvent], now: i64) 
         ) ";
     let mut insert = QueryBuilder::new(INSERT);
     insert.push_values(rows, |mut row, event| {
-        let entity = event.entity.as_ref().map(|entity| entity.as_str());
+        let entity = event.entity.as_ref().map(JsonText::as_str);
         row.push_bind(number_of(event.offset))
             .push_bind(event.event_type.as_str())
             .push_bind(event.entity_ref.as_str())

@@ -20,15 +20,13 @@ const WRITERS: usize = 16;
 const ROUNDS: usize = 8;
 
 /// Each writer is a source of its own; they share no ref.
-fn write(store: Subject, writer: usize) -> impl Future<Output = ()> + Send {
-    async move {
-        for round in 0..ROUNDS {
-            let name = |number: usize| format!("w{writer}-{number}");
-            let mut changes: Vec<Change> = (0..4).map(|number| upsert(&name(number), &round.to_string())).collect();
-            changes.push(remove(&name(round % 4)));
-            let append = Append { source: source(&format!("writer-{writer}")), ..append(changes) };
-            store.log.append(append).await.expect("appended");
-        }
+async fn write(store: Subject, writer: usize) {
+    for round in 0..ROUNDS {
+        let name = |number: usize| format!("w{writer}-{number}");
+        let mut changes: Vec<Change> = (0..4).map(|number| upsert(&name(number), &round.to_string())).collect();
+        changes.push(remove(&name(round % 4)));
+        let append = Append { source: source(&format!("writer-{writer}")), ..append(changes) };
+        store.log.append(append).await.expect("appended");
     }
 }
 
