@@ -4,6 +4,7 @@
 
 mod append;
 mod concurrent;
+mod faults;
 mod operate;
 mod reads;
 mod twins;
@@ -168,7 +169,7 @@ async fn fresh_database() -> String {
     let name = format!("store_{}", uuid::Uuid::new_v4().simple());
     let mut connection = PgConnection::connect(&format!("{server}/postgres")).await.expect("connected");
     raw_sql(AssertSqlSafe(format!("create database {name}"))).execute(&mut connection).await.expect("created");
-    format!("{server}/{name}")
+    format!("{}/{name}", std::env::var("STORE_TEST_POOLED").unwrap_or(server))
 }
 
 fn limits(events_max: usize) -> ReadLimits {

@@ -1,7 +1,7 @@
 //! The fenced append: one transaction under the head lock, so a source's position and its events are one commit.
 
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use catalog_bridge_api::{EntityRef, JsonText, Offset, SourceName};
 use chrono::{DateTime, Utc};
@@ -70,7 +70,7 @@ impl PostgresStore {
         };
         if let Err(error) = self.commit(transaction).await {
             tracing::warn!(error = %error, "a commit was not answered; asking the log whether it took place");
-            if !self.bounded("ask whether a commit took place", self.took_place(&written)).await? {
+            if !self.ask_whether_committed(&written).await? {
                 return self.bounded(ACTION, std::future::ready(Err(error))).await;
             }
         }
@@ -134,6 +134,20 @@ impl PostgresStore {
         match tokio::time::timeout(self.begin.limit, transaction.commit()).await {
             Ok(result) => result.map_err(unavailable(ACTION)),
             Err(_) => Err(StoreError::Unavailable { action: ACTION, source: "the commit was not answered".into() }),
+        }
+    }
+
+    /// Asks until the log answers, as long as a transaction may take; then nobody knows, and the source learns it from its
+    /// position, the ingesting client from its key.
+    async fn ask_whether_committed(&self, written: &Written) -> Result<bool, StoreError> {
+        let deadline = Instant::now() + self.begin.limit * 2;
+        loop {
+            let asked = self.bounded("ask whether a commit took place", self.took_place(written)).await;
+            let is_away = matches!(asked, Err(StoreError::Unavailable { .. }));
+            if !is_away || Instant::now() >= deadline {
+                return asked;
+            }
+            tokio::time::sleep(Duration::from_millis(250)).await;
         }
     }
 
