@@ -19,6 +19,8 @@ pub mod backstage_db;
 pub mod entity;
 pub mod files;
 mod handle;
+#[cfg(test)]
+mod memory;
 mod metrics;
 mod owner;
 mod report;

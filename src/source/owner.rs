@@ -155,14 +155,20 @@ impl Owner {
     }
 
     /// Ends the renewal and gives the lease up, so that another replica need not wait for its end.
-    pub(super) async fn release(self) {
+    pub(super) async fn release(mut self) {
         self.stop.cancel();
-        if self.keeper.await.is_err() {
+        if (&mut self.keeper).await.is_err() {
             warn!(source = %self.source, "the lease's keeper ended by a panic");
         }
         if let Err(error) = self.store.release(ConsumerKind::Source, self.source.as_str(), self.epoch).await {
             warn!(source = %self.source, error = %error, "the lease could not be given up; it ends by itself");
         }
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.keeper.abort();
     }
 }
 

@@ -25,6 +25,8 @@ mod session;
 mod settings;
 mod status;
 mod sweep;
+#[cfg(test)]
+mod tests;
 
 pub use grants::grants;
 pub use settings::{CaptureChoice, Connect, RemovalGuard, Settings};

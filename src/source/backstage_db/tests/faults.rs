@@ -1,0 +1,202 @@
+//! Catalogs that are restored, restarted, frozen, forbidden; owners that are displaced.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use catalog_bridge_services::{Collation, Postgres, PostgresOptions};
+
+use super::super::{CaptureChoice, Settings};
+use super::bridge::{Bridge, check_well_formed, name};
+use super::catalog::{Catalog, ROLE, body, delete};
+use crate::source::memory::MemoryStore;
+use crate::telemetry::ConsumerState;
+
+fn quick(catalog: &Catalog) -> Settings {
+    Settings {
+        removal_interval: Duration::from_millis(50),
+        connect_timeout: Duration::from_secs(2),
+        statement_timeout: Duration::from_secs(2),
+        ..catalog.settings()
+    }
+}
+
+async fn own_server() -> Postgres {
+    Postgres::start(PostgresOptions::default()).await.expect("PostgreSQL starts")
+}
+
+async fn write_some(catalog: &Catalog, names: std::ops::Range<usize>, mark: &str) {
+    for number in names {
+        let (name, id) = (format!("c-{number}"), format!("id-{number}"));
+        catalog.write(&name, &id, &body(&name, &id, mark)).await;
+    }
+}
+
+/// The counter passes its old value again with other contents: only the server's identity can tell.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restored_copy_driven_past_the_old_counter_is_noticed() {
+    let mut server = own_server().await;
+    let catalog = Catalog::on(&server, "restored", Collation::C).await;
+    let store = Arc::new(MemoryStore::default());
+    write_some(&catalog, 0..20, "old").await;
+    server.stop().await.expect("stopped");
+    let copy = tempfile::tempdir().expect("a directory");
+    let copy = copy.path().join("copy");
+    server.copy_data_to(&copy).await.expect("copied");
+    server.start_again().await.expect("started");
+    let bridge = Bridge::start(quick(&catalog), &store);
+    write_some(&catalog, 10..30, "lost").await;
+    delete(&mut catalog.connect().await, "c-3").await.expect("deleted");
+    bridge.wait_for_truth(&catalog).await;
+    bridge.stop().await;
+
+    server.stop().await.expect("stopped");
+    server.replace_data_by(&copy).await.expect("replaced");
+    server.start_again().await.expect("started");
+    write_some(&catalog, 5..12, "new").await;
+    write_some(&catalog, 40..60, "new").await;
+    let bridge = Bridge::start(quick(&catalog), &store);
+    bridge.wait_for_truth(&catalog).await;
+    bridge.wait_until_running().await;
+
+    let detail = bridge.status().expect("a status").detail;
+    assert_ne!(detail["lastReconcile"]["repaired"], 0, "{detail}");
+    assert!(detail["lastReconcile"]["reason"].as_str().is_some_and(|reason| reason.contains("server")), "{detail}");
+    bridge.stop().await;
+    check_well_formed(&store.events());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_counter_that_went_back_is_noticed_while_running() {
+    let catalog = Catalog::new("counter", Collation::C).await;
+    let store = Arc::new(MemoryStore::default());
+    write_some(&catalog, 0..20, "1").await;
+    let bridge = Bridge::start(quick(&catalog), &store);
+    bridge.wait_for_truth(&catalog).await;
+    bridge.wait_until_running().await;
+
+    catalog.run("update catalog_generation_counter set generation = 3").await;
+    write_some(&catalog, 5..8, "2").await;
+
+    bridge.wait_for_truth(&catalog).await;
+    bridge.wait_for_state("reconciled", |state| *state == ConsumerState::Running).await;
+    bridge.stop().await;
+}
+
+/// Rows changed behind the catalog's back, without numbers: the sum of the hashes or a reconcile on demand finds them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reconcile_on_demand_repairs_what_capture_cannot_see() {
+    let catalog = Catalog::new("demand", Collation::C).await;
+    let store = Arc::new(MemoryStore::default());
+    write_some(&catalog, 0..20, "1").await;
+    let bridge = Bridge::start(quick(&catalog), &store);
+    bridge.wait_for_truth(&catalog).await;
+    bridge.wait_until_running().await;
+    catalog
+        .run("alter table final_entities disable trigger user; \
+              update final_entities set final_entity = replace(final_entity, '\"1\"', '\"2\"'), hash = 'x' where entity_id = 'id-5'; \
+              alter table final_entities enable trigger user")
+        .await;
+
+    bridge.handle.reconcile("backstage").expect("owned");
+
+    bridge.wait_for_truth(&catalog).await;
+    bridge.stop().await;
+}
+
+/// A stopped server still completes connects and swallows statements.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_and_a_killed_server_are_states_and_nothing_is_lost() {
+    let mut server = own_server().await;
+    let catalog = Catalog::on(&server, "frozen", Collation::C).await;
+    let store = Arc::new(MemoryStore::default());
+    write_some(&catalog, 0..20, "1").await;
+    let mut settings = quick(&catalog);
+    settings.statement_timeout = Duration::from_millis(200);
+    let bridge = Bridge::start(settings, &store);
+    bridge.wait_for_truth(&catalog).await;
+
+    server.pause().expect("paused");
+    let status = bridge.wait_for_state("retrying", |state| matches!(state, ConsumerState::Retrying { .. })).await;
+    assert!(format!("{:?}", status.state).contains("no answer within"), "{status:?}");
+    server.resume().expect("resumed");
+    write_some(&catalog, 10..30, "2").await;
+    bridge.wait_for_truth(&catalog).await;
+    server.kill9().await.expect("killed");
+    bridge.wait_for_state("retrying", |state| matches!(state, ConsumerState::Retrying { .. })).await;
+    server.start_again().await.expect("started");
+    write_some(&catalog, 25..35, "3").await;
+
+    bridge.wait_for_truth(&catalog).await;
+    bridge.wait_until_running().await;
+    bridge.stop().await;
+    check_well_formed(&store.events());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn missing_rights_are_said_and_waited_for() {
+    let catalog = Catalog::new("rights", Collation::C).await;
+    let store = Arc::new(MemoryStore::default());
+    write_some(&catalog, 0..3, "1").await;
+    catalog.run(&format!("revoke select on final_entities from {ROLE}")).await;
+    let bridge = Bridge::start(quick(&catalog), &store);
+
+    let status =
+        bridge.wait_for_state("misconfigured", |state| matches!(state, ConsumerState::Misconfigured { .. })).await;
+    assert!(format!("{:?}", status.state).contains("may not read final_entities"), "{status:?}");
+    assert!(status.help.iter().any(|help| help.contains("grants --print")));
+    catalog.run(&format!("grant select on final_entities to {ROLE}")).await;
+
+    bridge.wait_for_truth(&catalog).await;
+    bridge.stop().await;
+}
+
+/// P9: who was displaced appends nothing and claims again in its turn.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_displaced_owner_appends_nothing() {
+    let catalog = Catalog::new("displaced", Collation::C).await;
+    let store = Arc::new(MemoryStore::default());
+    let first = Bridge::start(quick(&catalog), &store);
+    first.wait_until_running().await;
+    let second = Bridge::start(quick(&catalog), &store);
+    second.wait_for_state("standby", |state| matches!(state, ConsumerState::Standby { .. })).await;
+    assert!(second.handle.reconcile("backstage").is_err());
+
+    store.take_over(&name());
+    write_some(&catalog, 0..20, "1").await;
+
+    first.wait_for_truth(&catalog).await;
+    first.stop().await;
+    write_some(&catalog, 10..30, "2").await;
+    second.wait_for_truth(&catalog).await;
+    second.wait_until_running().await;
+    second.stop().await;
+    check_well_formed(&store.events());
+}
+
+/// An older catalog gives no generations, and later ones do: each way goes on from the other, and repeats nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upgraded_catalog_is_captured_by_generations_from_then_on() {
+    let catalog = Catalog::new("upgraded", Collation::English).await;
+    let store = Arc::new(MemoryStore::default());
+    write_some(&catalog, 0..20, "1").await;
+    catalog.run("alter table final_entities disable trigger final_entities_assign_generation_at_commit").await;
+    write_some(&catalog, 10..30, "2").await;
+    let bridge = Bridge::start(quick(&catalog), &store);
+    bridge.wait_for_truth(&catalog).await;
+    let status = bridge.wait_for_state("running", |state| *state == ConsumerState::Running).await;
+    assert_eq!(status.detail["capture"], "reconcile", "{}", status.detail);
+    let events = store.events().len();
+    bridge.stop().await;
+
+    catalog.run("alter table final_entities enable trigger final_entities_assign_generation_at_commit").await;
+    let bridge = Bridge::start(quick(&catalog), &store);
+    let status = bridge.wait_for_state("running", |state| *state == ConsumerState::Running).await;
+
+    assert_eq!(status.detail["capture"], "generations", "{}", status.detail);
+    assert_eq!(store.events().len(), events);
+    write_some(&catalog, 15..40, "3").await;
+    bridge.wait_for_truth(&catalog).await;
+    bridge.stop().await;
+    let generations = Settings { capture: CaptureChoice::Generations, ..quick(&catalog) };
+    assert_eq!(generations.schema, "public");
+}
