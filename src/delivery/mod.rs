@@ -11,6 +11,7 @@ mod driver;
 mod key_gate;
 mod lease;
 mod metrics;
+mod preview;
 mod reader;
 mod report;
 mod retry;
@@ -27,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 pub use self::metrics::Metrics;
+pub use self::preview::preview;
 use crate::filter::View;
 use crate::store::{Start, Tail};
 use crate::telemetry::StatusBoard;

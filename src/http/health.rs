@@ -5,6 +5,7 @@ use axum::body::Body;
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
+use prometheus_client::registry::Registry;
 use serde_json::{Map, Value, json};
 
 use super::auth::{Operator, Overseer};
@@ -33,8 +34,17 @@ pub(super) async fn readyz(State(context): State<Arc<Context>>) -> Result<Respon
 
 /// `GET /metrics`, in the OpenMetrics text format.
 pub(super) async fn metrics(State(context): State<Arc<Context>>) -> Result<Response, Problem> {
+    encode_metrics(&context.parts.registry)
+}
+
+/// The same while there is no log yet.
+pub(super) async fn early_metrics(State(registry): State<Arc<Registry>>) -> Result<Response, Problem> {
+    encode_metrics(&registry)
+}
+
+fn encode_metrics(registry: &Registry) -> Result<Response, Problem> {
     let mut text = String::new();
-    prometheus_client::encoding::text::encode(&mut text, &context.parts.registry)
+    prometheus_client::encoding::text::encode(&mut text, registry)
         .map_err(|_| Problem::new(Kind::Internal, "the metrics could not be written; this is a bug"))?;
     let mut response = Response::new(Body::from(text));
     let format = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");

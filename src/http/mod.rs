@@ -14,6 +14,7 @@ mod entities;
 mod events;
 mod health;
 mod ingest;
+mod listeners;
 mod metrics;
 mod openapi;
 mod problem;
@@ -34,10 +35,11 @@ use serde_json::Value;
 use crate::store::Tail;
 use crate::telemetry::StatusBoard;
 
+pub use listeners::{Listeners, ServeError};
 pub use metrics::Metrics;
 pub use openapi::document as openapi_document;
 pub use problem::{Kind as ProblemKind, Problem};
-pub use server::{Http, ServeError};
+pub use server::Http;
 pub use settings::{Auth, BasePath, InvalidBasePath, Limits, Scope, Settings, Token};
 
 /// What the running daemon does for the operator's routes.

@@ -1,5 +1,4 @@
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,64 +15,33 @@ use tracing::{debug, warn};
 use super::context::Context;
 use super::settings::Limits;
 use super::stall::StallGuard;
-use super::{Metrics, Parts, Settings, routes};
+use super::{Listeners, Metrics, Parts, Settings, routes};
 
 /// Largest head of a request.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Pause after a failed accept (no file descriptors): connections in the backlog are then still there.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// A listener could not be opened.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address} ({setting}): {source}; is another process using it?")]
-pub struct ServeError {
-    /// The key in the config.
-    pub setting: &'static str,
-    /// The address.
-    pub address: String,
-    /// Why.
-    pub source: io::Error,
-}
-
-/// The listeners, open and not yet served.
+/// The routes on their listeners, not yet served.
 pub struct Http {
     context: Arc<Context>,
-    readers: TcpListener,
-    operators: Option<TcpListener>,
+    listeners: Listeners,
 }
 
 impl Http {
-    /// Opens the listeners. Requests wait until [`Http::run`].
-    pub async fn bind(settings: Settings, parts: Parts) -> Result<Http, ServeError> {
-        let readers = listen("http.listen", &settings.listen).await?;
-        let operators = match &settings.admin {
-            Some(address) => Some(listen("http.admin", address).await?),
-            None => None,
-        };
-        let context = Arc::new(Context::new(settings, parts, CancellationToken::new()));
-        Ok(Http { context, readers, operators })
-    }
-
-    /// The readers' address, with the port that was taken.
-    pub fn address(&self) -> io::Result<SocketAddr> {
-        self.readers.local_addr()
-    }
-
-    /// The operator's address.
-    pub fn admin_address(&self) -> Option<SocketAddr> {
-        self.operators.as_ref().and_then(|listener| listener.local_addr().ok())
+    /// Puts routes and listeners together.
+    pub fn new(listeners: Listeners, settings: Settings, parts: Parts) -> Http {
+        Http { context: Arc::new(Context::new(settings, parts, CancellationToken::new())), listeners }
     }
 
     /// Serves until `shutdown`; then no connection is taken any more, long polls end at once, and requests that are being
     /// answered have `drain` to end. When this returns nothing of it runs.
     pub async fn run(self, shutdown: CancellationToken) {
-        let Http { context, readers, operators } = self;
+        let Http { context, listeners: Listeners { readers, operators, .. } } = self;
         let mut accepting = JoinSet::new();
-        let reader_router = routes::reader_router(&context);
-        accepting.spawn(accept(readers, reader_router, context.clone(), shutdown.clone()));
+        accepting.spawn(serve(readers, routes::reader_router(&context), context.clone(), shutdown.clone()));
         if let Some(operators) = operators {
-            let operator_router = routes::operator_router(&context);
-            accepting.spawn(accept(operators, operator_router, context.clone(), shutdown.clone()));
+            accepting.spawn(serve(operators, routes::operator_router(&context), context.clone(), shutdown.clone()));
         }
         shutdown.cancelled().await;
         context.closing.cancel();
@@ -81,26 +49,38 @@ impl Http {
     }
 }
 
-async fn listen(setting: &'static str, address: &str) -> Result<TcpListener, ServeError> {
-    let bound = TcpListener::bind(address).await;
-    bound.map_err(|source| ServeError { setting, address: address.to_owned(), source })
+/// Takes connections until `shutdown`, then waits for them. Dropped, it takes its connections with it.
+async fn serve(listener: TcpListener, router: Router, context: Arc<Context>, shutdown: CancellationToken) {
+    let limits = &context.settings.limits;
+    let mut connections = accept(&listener, router, limits, Some(&context.parts.metrics), shutdown).await;
+    drop(listener);
+    let drained = tokio::time::timeout(limits.drain, async { while connections.join_next().await.is_some() {} }).await;
+    if drained.is_err() {
+        warn!(connections = connections.len(), "requests were still under way when the daemon had to stop");
+        connections.shutdown().await;
+    }
 }
 
-/// Takes connections until `shutdown`, then waits for them. Dropped, it takes its connections with it.
-async fn accept(listener: TcpListener, router: Router, context: Arc<Context>, shutdown: CancellationToken) {
-    let limits = context.settings.limits.clone();
+/// Takes connections until `shutdown`; returns those that are still open. Dropped, it takes its connections with it.
+pub(super) async fn accept(
+    listener: &TcpListener,
+    router: Router,
+    limits: &Limits,
+    metrics: Option<&Metrics>,
+    shutdown: CancellationToken,
+) -> JoinSet<()> {
     let places = Arc::new(Semaphore::new(limits.connections_max.max(1)));
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
-            () = shutdown.cancelled() => break,
+            () = shutdown.cancelled() => return connections,
             Some(_) = connections.join_next() => continue,
-            accepted = accept_one(&listener, &places) => accepted,
+            accepted = accept_one(listener, &places) => accepted,
         };
         match accepted {
             Ok((stream, place)) => {
                 let served = serve_one(stream, router.clone(), limits.clone(), shutdown.clone());
-                let open = OpenConnection::new(context.parts.metrics.clone());
+                let open = metrics.cloned().map(OpenConnection::new);
                 connections.spawn(async move {
                     served.await;
                     drop((place, open));
@@ -111,12 +91,6 @@ async fn accept(listener: TcpListener, router: Router, context: Arc<Context>, sh
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
-    }
-    drop(listener);
-    let drained = tokio::time::timeout(limits.drain, async { while connections.join_next().await.is_some() {} }).await;
-    if drained.is_err() {
-        warn!(connections = connections.len(), "requests were still under way when the daemon had to stop");
-        connections.shutdown().await;
     }
 }
 
