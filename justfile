@@ -33,4 +33,4 @@ fix:
 
 # Throughput and latency, release build
 bench:
-    cargo run --release -p catalog-bridge-bench
+    cargo bench --bench chain
