@@ -13,12 +13,16 @@
 
 mod account;
 mod cache;
+mod kafka;
 mod maven;
 mod port;
 mod postgres;
 mod process;
+mod server;
 pub mod shared;
 mod supervisor;
 
 pub use cache::cache_directory;
+pub use kafka::{Kafka, KafkaOptions};
 pub use postgres::{Collation, Postgres, PostgresOptions, PostgresVersion};
+pub use server::Server;

@@ -3,14 +3,14 @@
 use std::env;
 
 use anyhow::{Result, bail};
-use catalog_bridge_services::{Postgres, PostgresOptions, PostgresVersion};
+use catalog_bridge_services::{Kafka, KafkaOptions, Postgres, PostgresOptions, PostgresVersion};
 
 const USAGE: &str = "usage: catalog-bridge-services install|up [NAME…]
   install  fills the cache (CATALOG_BRIDGE_CACHE)
   up       starts servers on loopback, prints their addresses, stops them at Ctrl-C
-names: postgres; without a name, all";
+names: postgres, kafka; without a name, all";
 
-const NAMES: &[&str] = &["postgres"];
+const NAMES: &[&str] = &["postgres", "kafka"];
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -33,6 +33,9 @@ async fn install(is_wanted: impl Fn(&str) -> bool) -> Result<()> {
             Postgres::install(version).await?;
         }
     }
+    if is_wanted("kafka") {
+        Kafka::install().await?;
+    }
     Ok(())
 }
 
@@ -43,6 +46,12 @@ async fn up(is_wanted: impl Fn(&str) -> bool) -> Result<()> {
         let postgres = Postgres::start(PostgresOptions::default()).await?;
         println!("postgres {}", postgres.url("postgres"));
         _postgres = Some(postgres);
+    }
+    let mut _kafka = None;
+    if is_wanted("kafka") {
+        let kafka = Kafka::start(KafkaOptions::default()).await?;
+        println!("kafka {}", kafka.bootstrap());
+        _kafka = Some(kafka);
     }
     println!("ready; Ctrl-C stops them");
     tokio::signal::ctrl_c().await?;

@@ -1,8 +1,8 @@
 //! Java artifacts from Maven's registry.
 
-use std::path::Path;
+use std::{fs, path::Path};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use tokio::process::Command;
 
 use crate::cache::run;
@@ -21,4 +21,15 @@ pub(crate) async fn copy_artifact(artifact: &str, directory: &Path) -> Result<()
     let mut command = maven("copy");
     command.arg(format!("-Dartifact={artifact}")).arg(format!("-DoutputDirectory={}", directory.display()));
     run(&mut command).await.map(drop)
+}
+
+/// Copies all that the project file `pom` needs at run time into `directory`.
+pub(crate) async fn copy_dependencies(pom: &str, directory: &Path) -> Result<()> {
+    let file = directory.join("pom.xml");
+    fs::write(&file, pom).with_context(|| format!("writing {}", file.display()))?;
+    let mut command = maven("copy-dependencies");
+    command.arg("-f").arg(&file).arg("-DincludeScope=runtime");
+    command.arg(format!("-DoutputDirectory={}", directory.display()));
+    run(&mut command).await?;
+    fs::remove_file(&file).with_context(|| format!("removing {}", file.display()))
 }

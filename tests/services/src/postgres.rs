@@ -19,7 +19,8 @@ use crate::{
     account::Account,
     cache, maven,
     port::Port,
-    process::{Process, StopSignal, run_tool},
+    process::{StopSignal, run_tool},
+    server::{Readiness, Server, ServerSettings},
     supervisor::Supervisor,
 };
 
@@ -90,7 +91,7 @@ pub struct Postgres {
     account: Option<Account>,
     port: Port,
     version: PostgresVersion,
-    process: Option<Process>,
+    server: Server,
     databases: AtomicU64,
 }
 
@@ -126,15 +127,20 @@ impl Postgres {
         if let Some(account) = account {
             account.take(&directory)?;
         }
-        let mut postgres = Self {
-            programs,
-            directory,
+        let port = Port::reserve()?;
+        let mut command = tool(&programs, "postgres", &directory);
+        command.arg("-D").arg(directory.join("data")).args(["-p", &port.number().to_string()]);
+        let server = Server::new(ServerSettings {
+            name: format!("PostgreSQL at 127.0.0.1:{}", port.number()),
+            command,
+            directory: directory.clone(),
             account,
-            port: Port::reserve()?,
-            version: options.version,
-            process: None,
-            databases: AtomicU64::new(0),
-        };
+            readiness: Readiness::Log("database system is ready to accept connections"),
+            start_limit: START_LIMIT,
+            stop_signal: StopSignal::Interrupt,
+        });
+        let version = options.version;
+        let mut postgres = Self { programs, directory, account, port, version, server, databases: AtomicU64::new(0) };
         match &options.data_from {
             Some(copy) => copy_tree(copy, &postgres.data_directory()).await?,
             None => postgres.initialize(options.fsync).await?,
@@ -142,12 +148,12 @@ impl Postgres {
         for (name, value) in &options.settings {
             postgres.set(name, value)?;
         }
-        postgres.start_again().await?;
+        postgres.server.start_again().await?;
         Ok(postgres)
     }
 
     async fn initialize(&self, fsync: bool) -> Result<()> {
-        let mut initdb = self.tool("initdb");
+        let mut initdb = tool(&self.programs, "initdb", &self.directory);
         initdb.arg("-D").arg(self.data_directory()).args(["-U", "postgres", "--auth=trust", "--no-sync"]);
         initdb.args(["--encoding=UTF8", "--no-locale"]);
         run_tool(initdb, self.account).await.context("creating a PostgreSQL cluster")?;
@@ -163,12 +169,6 @@ impl Postgres {
         let path = self.data_directory().join("postgresql.conf");
         let appended = File::options().append(true).open(&path).and_then(|mut file| file.write_all(lines.as_bytes()));
         appended.with_context(|| format!("appending to {}", path.display()))
-    }
-
-    fn tool(&self, program: &str) -> Command {
-        let mut command = Command::new(self.programs.join(program));
-        command.current_dir(&self.directory).env("HOME", &self.directory).env("LC_ALL", "C").env("TZ", "UTC");
-        command
     }
 
     /// The server's release.
@@ -191,13 +191,9 @@ impl Postgres {
         self.directory.join("data")
     }
 
-    /// What the server has logged so far.
+    /// What the server has logged since its last start.
     pub fn read_log(&self) -> String {
-        String::from_utf8_lossy(&fs::read(self.log_path()).unwrap_or_default()).into_owned()
-    }
-
-    fn log_path(&self) -> PathBuf {
-        self.directory.join("log")
+        self.server.read_log()
     }
 
     /// Creates a database that sorts by bytes, and returns its URL.
@@ -240,24 +236,17 @@ impl Postgres {
 
     /// Starts the server on its data and its address, after [`stop`](Self::stop) or [`kill9`](Self::kill9).
     pub async fn start_again(&mut self) -> Result<()> {
-        ensure!(self.process.is_none(), "PostgreSQL at {} runs already", self.address());
-        let mut command = self.tool("postgres");
-        command.arg("-D").arg(self.data_directory()).args(["-p", &self.port.number().to_string()]);
-        let process = Process::launch("PostgreSQL", &command, &self.log_path(), self.account, StopSignal::Interrupt)?;
-        process.wait_until_ready(START_LIMIT, async || self.connect("postgres").await.is_ok()).await?;
-        self.process = Some(process);
-        Ok(())
+        self.server.start_again().await
     }
 
     /// Stops the server in good order; clients are disconnected.
     pub async fn stop(&mut self) -> Result<()> {
-        self.take_process()?.stop().await;
-        Ok(())
+        self.server.stop().await
     }
 
     /// Kills the server and its backends, as a crash does; the next start recovers from the log.
     pub async fn kill9(&mut self) -> Result<()> {
-        self.take_process()?.kill9().await;
+        self.server.kill9().await?;
         // The next start refuses this file as long as a dead process of that number waits to be cleared away.
         let file = self.data_directory().join("postmaster.pid");
         fs::remove_file(&file).with_context(|| format!("removing {}", file.display()))
@@ -265,40 +254,35 @@ impl Postgres {
 
     /// Freezes the server and its backends; the kernel still accepts connections.
     pub fn pause(&mut self) -> Result<()> {
-        self.running()?.pause();
-        Ok(())
+        self.server.pause()
     }
 
     /// Ends a [`pause`](Self::pause).
     pub fn resume(&mut self) -> Result<()> {
-        self.running()?.resume();
-        Ok(())
+        self.server.resume()
     }
 
     /// Copies the data of a stopped server into `directory`, which must not exist or be empty.
     ///
     /// [`replace_data_by`](Self::replace_data_by) and [`PostgresOptions::data_from`] take such a copy.
     pub async fn copy_data_to(&self, directory: &Path) -> Result<()> {
-        ensure!(self.process.is_none(), "stop PostgreSQL at {} before copying its data", self.address());
+        ensure!(!self.server.is_started(), "stop PostgreSQL at {} before copying its data", self.address());
         copy_tree(&self.data_directory(), directory).await
     }
 
     /// Puts a copy made earlier in place of the data of this stopped server, as a restored backup.
     pub async fn replace_data_by(&mut self, directory: &Path) -> Result<()> {
-        ensure!(self.process.is_none(), "stop PostgreSQL at {} before replacing its data", self.address());
+        ensure!(!self.server.is_started(), "stop PostgreSQL at {} before replacing its data", self.address());
         let data = self.data_directory();
         fs::remove_dir_all(&data).with_context(|| format!("removing {}", data.display()))?;
         copy_tree(directory, &data).await
     }
+}
 
-    fn running(&self) -> Result<&Process> {
-        self.process.as_ref().with_context(|| format!("PostgreSQL at {} does not run", self.address()))
-    }
-
-    fn take_process(&mut self) -> Result<Process> {
-        let address = self.address();
-        self.process.take().with_context(|| format!("PostgreSQL at {address} does not run"))
-    }
+fn tool(programs: &Path, program: &str, directory: &Path) -> Command {
+    let mut command = Command::new(programs.join(program));
+    command.current_dir(directory).env("HOME", directory).env("LC_ALL", "C").env("TZ", "UTC");
+    command
 }
 
 /// Copies a directory with owners and modes, which PostgreSQL insists on.

@@ -25,7 +25,6 @@ const LOG_LINES_SHOWN: usize = 30;
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum StopSignal {
     /// What most servers take as "finish and end".
-    #[expect(dead_code, reason = "the servers that take it come next")]
     Terminate,
     /// PostgreSQL's fast shutdown; its SIGTERM would wait for every client.
     Interrupt,
@@ -123,11 +122,16 @@ impl Process {
         log_tail(&self.log)
     }
 
+    /// Asks the process to end in good order.
+    pub(crate) fn request_stop(&self) {
+        self.resume();
+        self.send(self.stop_signal.signal());
+    }
+
     /// Stops in good order, by force after 30 s.
     pub(crate) async fn stop(mut self) {
         if let Some(child) = self.child.take() {
-            self.resume();
-            self.send(self.stop_signal.signal());
+            self.request_stop();
             self.wait_for_end(&self.family(), STOP_LIMIT).await;
             self.end(child).await;
         }

@@ -6,7 +6,7 @@
 use anyhow::Result;
 use tokio::sync::OnceCell;
 
-use crate::{Postgres, PostgresOptions};
+use crate::{Kafka, KafkaOptions, Postgres, PostgresOptions};
 
 /// The shared PostgreSQL 17.
 pub async fn postgres() -> Result<&'static Postgres> {
@@ -17,4 +17,10 @@ pub async fn postgres() -> Result<&'static Postgres> {
 /// The URL of a new, empty database on the shared PostgreSQL; its name begins with `stem`.
 pub async fn fresh_database(stem: &str) -> Result<String> {
     postgres().await?.fresh_database(stem).await
+}
+
+/// The shared Kafka, one node.
+pub async fn kafka() -> Result<&'static Kafka> {
+    static SHARED: OnceCell<Kafka> = OnceCell::const_new();
+    SHARED.get_or_try_init(|| Kafka::start(KafkaOptions::default())).await
 }

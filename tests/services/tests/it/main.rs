@@ -1,5 +1,6 @@
 //! Every server starts, answers, survives a crash and ends with its parent.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+mod kafka;
 mod postgres;
 mod supervisor;
