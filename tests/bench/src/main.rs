@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use catalog_bridge::store::{Append, Change, EventLog, Metrics, OnOwned, ReadLimits, Settings, Upsert, open};
+use catalog_bridge::store::{Append, Change, Metrics, OnOwned, ReadLimits, Settings, Store, Upsert, open};
 use catalog_bridge_api::{Cause, EntityRef, JsonText, Offset, SourceName};
 
 #[tokio::main]
@@ -46,7 +46,7 @@ async fn measure(name: &str, settings: Settings, entities: usize) -> Result<()> 
 }
 
 /// Appends of one change each by several writers at once.
-async fn singles(log: &Arc<dyn EventLog>, writers: usize, count: usize) -> Result<()> {
+async fn singles(log: &Arc<dyn Store>, writers: usize, count: usize) -> Result<()> {
     let started = Instant::now();
     let mut tasks = tokio::task::JoinSet::new();
     for writer in 0..writers {
@@ -66,7 +66,7 @@ async fn singles(log: &Arc<dyn EventLog>, writers: usize, count: usize) -> Resul
     Ok(())
 }
 
-async fn read(log: &Arc<dyn EventLog>) -> Result<()> {
+async fn read(log: &Arc<dyn Store>) -> Result<()> {
     let (started, mut count, mut after) = (Instant::now(), 0, Offset::ZERO);
     loop {
         let page = log.read(after, ReadLimits { events_max: 1_000, bytes_max: 4 * 1024 * 1024 }).await?;
@@ -78,7 +78,7 @@ async fn read(log: &Arc<dyn EventLog>) -> Result<()> {
     Ok(())
 }
 
-async fn bootstrap(log: &Arc<dyn EventLog>) -> Result<()> {
+async fn bootstrap(log: &Arc<dyn Store>) -> Result<()> {
     let limits = ReadLimits { events_max: 1_000, bytes_max: 4 * 1024 * 1024 };
     let head = log.state().await?.head;
     let (started, mut count, mut last) = (Instant::now(), 0, None::<EntityRef>);
@@ -110,7 +110,7 @@ fn report(what: &str, count: usize, took: Duration) {
     println!("  {what:<30} {count:>8} in {:>7.2} s  {rate:>9.0}/s  {each:>8.1} µs each", took.as_secs_f64());
 }
 
-async fn append(log: &Arc<dyn EventLog>, source: &str, changes: Vec<Change>) -> Result<()> {
+async fn append(log: &Arc<dyn Store>, source: &str, changes: Vec<Change>) -> Result<()> {
     let append = Append {
         source: SourceName::parse(source)?,
         changes,
