@@ -31,6 +31,8 @@ pub enum Backend {
 pub struct PostgresSettings {
     /// `postgres://user:password@host/database`.
     pub url: Secret,
+    /// The role's password, instead of one in `url`; opened at each use, so that a mounted secret rotates.
+    pub password: Option<Secret>,
     /// A direct connection for LISTEN, where `url` leads through PgBouncer; without it other replicas' appends are noticed
     /// by polling only.
     pub listen_url: Option<Secret>,
@@ -63,6 +65,6 @@ impl PostgresSettings {
 
     /// Settings with the usual limits.
     pub fn new(url: Secret) -> Self {
-        PostgresSettings { url, listen_url: None, schema: Self::SCHEMA.to_owned(), connections_max: 10 }
+        PostgresSettings { url, password: None, listen_url: None, schema: Self::SCHEMA.to_owned(), connections_max: 10 }
     }
 }

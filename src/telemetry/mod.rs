@@ -2,6 +2,7 @@
 //!
 //! Knows nothing of how anything works; the rooms publish here and `http` and `cli` read.
 
+pub mod logging;
 mod status;
 
 pub use status::{ConsumerState, ConsumerStatus, StatusBoard};

@@ -150,7 +150,12 @@ fn unavailable(action: &'static str) -> impl FnOnce(sqlx::Error) -> StoreError {
 fn connect_options(settings: &PostgresSettings) -> Result<PgConnectOptions, StoreError> {
     let misconfigured = |source: BoxError| StoreError::Unavailable { action: "read the store's url", source };
     let url = settings.url.open().map_err(|error| misconfigured(error.into()))?;
-    let options = PgConnectOptions::from_str(&url).map_err(|error| misconfigured(error.into()))?;
+    // The parser's error may quote the URL, which may hold a password.
+    let mut options = PgConnectOptions::from_str(&url)
+        .map_err(|_| misconfigured("this is no PostgreSQL URL (postgres://user@host:5432/database)".into()))?;
+    if let Some(password) = &settings.password {
+        options = options.password(&password.open().map_err(|error| misconfigured(error.into()))?);
+    }
     // PgBouncer refuses the start-up parameter extra_float_digits, and named statements do not survive it.
     Ok(options.extra_float_digits(None).statement_cache_capacity(0).application_name("catalog-bridge"))
 }
