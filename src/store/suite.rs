@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use catalog_bridge_api::{Cause, EntityRef, Event, JsonText, Offset, SourceName};
-use sqlx::{AssertSqlSafe, Connection, PgConnection, query_scalar, raw_sql};
+use sqlx::{AssertSqlSafe, query_scalar, raw_sql};
 
 use super::postgres::PostgresStore;
 use super::sqlite::SqliteStore;
@@ -163,13 +163,9 @@ impl Raw {
     }
 }
 
-/// An empty database on the test server.
+/// An empty database on the shared test server.
 async fn fresh_database() -> String {
-    let server = std::env::var("STORE_TEST_POSTGRES").expect("set");
-    let name = format!("store_{}", uuid::Uuid::new_v4().simple());
-    let mut connection = PgConnection::connect(&format!("{server}/postgres")).await.expect("connected");
-    raw_sql(AssertSqlSafe(format!("create database {name}"))).execute(&mut connection).await.expect("created");
-    format!("{}/{name}", std::env::var("STORE_TEST_POOLED").unwrap_or(server))
+    catalog_bridge_services::shared::fresh_database("store").await.expect("a database")
 }
 
 fn limits(events_max: usize) -> ReadLimits {

@@ -11,7 +11,7 @@ use super::super::{Appended, Idempotency};
 use super::number_of;
 
 /// Everything but the idempotent answer. `statement_timestamp`: one time for all events, taken after the head lock was
-/// granted. Each part touches another table, so that their order does not matter.
+/// granted. Each part touches another table or other rows, so that their order does not matter.
 const WRITE: &str = "
 with cleared as (
     delete from rejected where source = $1 and entity_ref = any($2::text[]) returning 1
