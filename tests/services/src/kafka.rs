@@ -14,7 +14,9 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    cache, maven,
+    cache,
+    kafka_security::KafkaSecurity,
+    maven,
     port::Port,
     process::{StopSignal, run_tool},
     server::{Readiness, Server, ServerSettings},
@@ -37,11 +39,13 @@ pub struct KafkaOptions {
     pub advertised: Vec<String>,
     /// Lines of `server.properties`, name and value; they win over our own.
     pub settings: Vec<(String, String)>,
+    /// Adds the listeners of [`KafkaSecurity`]; for one node.
+    pub secured: bool,
 }
 
 impl Default for KafkaOptions {
     fn default() -> Self {
-        Self { nodes: 1, advertised: Vec::new(), settings: Vec::new() }
+        Self { nodes: 1, advertised: Vec::new(), settings: Vec::new(), secured: false }
     }
 }
 
@@ -50,6 +54,7 @@ impl Default for KafkaOptions {
 pub struct Kafka {
     programs: Programs,
     nodes: Vec<Node>,
+    security: Option<KafkaSecurity>,
 }
 
 #[derive(Debug)]
@@ -81,7 +86,13 @@ impl Kafka {
             options.advertised.len(),
             options.nodes,
         );
+        ensure!(!options.secured || options.nodes == 1, "the secured listeners are for one Kafka node");
         let programs = Programs::installed().await?;
+        let security = if options.secured {
+            Some(KafkaSecurity::prepare(Supervisor::get()?.create_directory("kafka-security")?).await?)
+        } else {
+            None
+        };
         let ports = (0..options.nodes).map(|_| Ports::reserve()).collect::<Result<Vec<_>>>()?;
         let voters: Vec<_> = (1..).zip(&ports).map(|(id, ports)| format!("{id}@{}", at(&ports.controller))).collect();
         let (voters, cluster) = (voters.join(","), random_identifier());
@@ -91,14 +102,14 @@ impl Kafka {
             let advertised = options.advertised.get(index).cloned().unwrap_or_else(|| at(&ports.client));
             let directory = Supervisor::get()?.create_directory("kafka")?;
             let properties = directory.join("server.properties");
-            let text = settings(&options, id, &ports, &advertised, &voters, &directory);
+            let text = settings(&options, id, &ports, security.as_ref(), &advertised, &voters, &directory);
             fs::write(&properties, text).with_context(|| format!("writing {}", properties.display()))?;
             programs.format(&directory.join("data"), id, &cluster)?;
             let name = format!("Kafka node {id} at {}", at(&ports.client));
             let server = Server::new(programs.server(name, directory, &programs.archive_option()));
             nodes.push(Node { ports, advertised, server });
         }
-        let mut kafka = Self { programs, nodes };
+        let mut kafka = Self { programs, nodes, security };
         kafka.start_again().await?;
         Ok(kafka)
     }
@@ -106,6 +117,15 @@ impl Kafka {
     /// What clients connect to: the advertised addresses, separated by commas.
     pub fn bootstrap(&self) -> String {
         self.nodes.iter().map(|node| node.advertised.as_str()).collect::<Vec<_>>().join(",")
+    }
+
+    /// The listeners that ask who one is.
+    ///
+    /// # Panics
+    ///
+    /// Without [`KafkaOptions::secured`].
+    pub fn security(&self) -> &KafkaSecurity {
+        self.security.as_ref().expect("started with `secured`")
     }
 
     /// A node's own client listener, to which a proxy forwards. Nodes count from 1, as their broker ids do.
@@ -186,11 +206,14 @@ fn settings(
     options: &KafkaOptions,
     id: usize,
     ports: &Ports,
+    security: Option<&KafkaSecurity>,
     advertised: &str,
     voters: &str,
     directory: &Path,
 ) -> String {
     let (client, internal, controller) = (at(&ports.client), at(&ports.internal), at(&ports.controller));
+    let secured = security.map(KafkaSecurity::listeners).unwrap_or_default();
+    let protocols = security.map(KafkaSecurity::protocols).unwrap_or_default();
     let replicas = options.nodes.min(3);
     let in_sync = if options.nodes < 3 { 1 } else { 2 };
     // A killed broker may come back only when its session has ended; the default of 9 s would be waited for.
@@ -199,9 +222,9 @@ fn settings(
 process.roles=broker,controller
 node.id={id}
 controller.quorum.voters={voters}
-listeners=CLIENT://{client},INTERNAL://{internal},CONTROLLER://{controller}
-advertised.listeners=CLIENT://{advertised},INTERNAL://{internal}
-listener.security.protocol.map=CLIENT:PLAINTEXT,INTERNAL:PLAINTEXT,CONTROLLER:PLAINTEXT
+listeners=CLIENT://{client},INTERNAL://{internal},CONTROLLER://{controller}{secured}
+advertised.listeners=CLIENT://{advertised},INTERNAL://{internal}{secured}
+listener.security.protocol.map=CLIENT:PLAINTEXT,INTERNAL:PLAINTEXT,CONTROLLER:PLAINTEXT{protocols}
 inter.broker.listener.name=INTERNAL
 controller.listener.names=CONTROLLER
 log.dirs={}
@@ -223,6 +246,7 @@ log.cleaner.dedupe.buffer.size=4194304
 ",
         directory.join("data").display(),
     );
+    text.push_str(&security.map(KafkaSecurity::settings).unwrap_or_default());
     for (name, value) in &options.settings {
         text.push_str(&format!("{name}={value}\n"));
     }
@@ -261,7 +285,7 @@ impl Programs {
         let ports = Ports::reserve()?;
         let voters = format!("1@{}", at(&ports.controller));
         let properties = run.join("server.properties");
-        let text = settings(&KafkaOptions::default(), 1, &ports, &at(&ports.client), &voters, &run);
+        let text = settings(&KafkaOptions::default(), 1, &ports, None, &at(&ports.client), &voters, &run);
         fs::write(&properties, text).with_context(|| format!("writing {}", properties.display()))?;
 
         let mut format = self.java_with(&quiet, &["-Xmx128m".to_owned()]);

@@ -14,6 +14,7 @@
 mod account;
 mod cache;
 mod kafka;
+mod kafka_security;
 mod maven;
 mod port;
 mod postgres;
@@ -24,5 +25,6 @@ mod supervisor;
 
 pub use cache::cache_directory;
 pub use kafka::{Kafka, KafkaOptions};
+pub use kafka_security::KafkaSecurity;
 pub use postgres::{Collation, Postgres, PostgresOptions, PostgresVersion};
 pub use server::Server;

@@ -1,0 +1,9 @@
+//! The Kafka connector on a real Kafka: order, prefix, acknowledgements, refusals, fencing, rights.
+
+mod broker;
+mod idempotent;
+mod refusals;
+mod sink;
+mod topic;
+mod topology;
+mod transactional;
