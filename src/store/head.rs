@@ -24,6 +24,12 @@ impl Head {
         Head { sender: Arc::new(watch::Sender::new(state)), left: Arc::default() }
     }
 
+    /// What is known now; taken before a read of the store, to judge what it finds.
+    pub(crate) fn seen(&self) -> Seen {
+        let left = self.left.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Seen { state: self.sender.borrow().clone(), left }
+    }
+
     /// Follows it.
     pub(crate) fn subscribe(&self) -> watch::Receiver<LogState> {
         self.sender.subscribe()
@@ -52,6 +58,25 @@ impl Head {
     }
 }
 
+/// What this process knew before it looked at the store.
+#[derive(Debug, Clone)]
+pub(crate) struct Seen {
+    state: LogState,
+    left: Vec<Uuid>,
+}
+
+impl Seen {
+    /// Whether a state found afterwards is older than what was seen before: then the store was restored from a copy. Of a
+    /// store that only goes forward nothing committed is ever taken back.
+    pub(crate) fn is_ahead_of(&self, found: &LogState) -> bool {
+        let seen = &self.state;
+        if seen.log_id != found.log_id {
+            return self.left.contains(&found.log_id);
+        }
+        found.head < seen.head || found.oldest < seen.oldest || found.redactions < seen.redactions
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,11 +92,27 @@ mod tests {
         let head = Head::new(state(1, 5));
 
         head.publish(&state(1, 3));
-        assert_eq!(head.subscribe().borrow().clone(), state(1, 5));
+        assert_eq!(head.seen().state, state(1, 5));
         head.publish(&state(1, 7));
-        assert_eq!(head.subscribe().borrow().clone(), state(1, 7));
+        assert_eq!(head.seen().state, state(1, 7));
         head.publish(&state(2, 1));
         head.publish(&state(1, 9));
-        assert_eq!(head.subscribe().borrow().clone(), state(2, 1));
+        assert_eq!(head.seen().state, state(2, 1));
+    }
+
+    #[test]
+    fn a_store_that_went_back_was_restored() {
+        let head = Head::new(state(1, 5));
+        assert!(!head.seen().is_ahead_of(&state(1, 5)));
+        assert!(!head.seen().is_ahead_of(&state(1, 6)));
+        assert!(!head.seen().is_ahead_of(&state(2, 1)), "another replica gave a new id");
+        assert!(head.seen().is_ahead_of(&state(1, 4)));
+        assert!(head.seen().is_ahead_of(&LogState { redactions: 0, ..state(1, 4) }));
+
+        let before = head.seen();
+        head.publish(&state(2, 1));
+
+        assert!(head.seen().is_ahead_of(&state(1, 9)), "an id that was left is back");
+        assert!(!before.is_ahead_of(&state(1, 9)), "a read from before the change is only late");
     }
 }

@@ -4,6 +4,7 @@ use catalog_bridge_api::EntityRef;
 use sqlx::{PgConnection, query};
 use uuid::Uuid;
 
+use super::super::checkpoint::EPOCH_JUMP;
 use super::super::{LogState, StoreError};
 use super::{PostgresStore, unavailable};
 
@@ -46,14 +47,17 @@ impl PostgresStore {
     }
 }
 
-/// Under the head lock: a new log id, a new generation for every sink, and no answer to a request to the old log.
+/// Under the head lock: a new log id, a new generation for every sink, owners that claim
+/// again, and no answer to a request to the old log.
 pub(super) async fn renew_in(connection: &mut PgConnection) -> Result<Uuid, sqlx::Error> {
+    const RENEW_CONSUMERS: &str = "
+        update checkpoints
+        set generation = case kind when 'sink' then generation + 1 else generation end,
+            epoch = epoch + $1,
+            updated_at = clock_timestamp()";
     let log_id = Uuid::new_v4();
     query("update log_state set log_id = $1").bind(log_id).persistent(false).execute(&mut *connection).await?;
-    query("update checkpoints set generation = generation + 1, updated_at = clock_timestamp() where kind = 'sink'")
-        .persistent(false)
-        .execute(&mut *connection)
-        .await?;
+    query(RENEW_CONSUMERS).bind(EPOCH_JUMP).persistent(false).execute(&mut *connection).await?;
     query("delete from idempotency").persistent(false).execute(connection).await?;
     Ok(log_id)
 }

@@ -8,21 +8,27 @@
 mod append;
 mod change;
 mod checkpoints;
+mod follow;
 mod held;
 mod log;
 mod migrate;
 mod read;
+mod restore;
 mod states;
 mod transaction;
 mod write;
 
 use std::str::FromStr;
+use std::sync::Arc;
 
 use catalog_bridge_api::{BoxError, Offset};
 use chrono::{DateTime, Utc};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgRow};
 use sqlx::{PgPool, Row, query};
+use tokio::sync::Notify;
 
+use self::follow::Follower;
+use self::restore::KnownStart;
 use self::transaction::{Begin, Transaction};
 use super::head::Head;
 use super::{LogState, Metrics, PostgresSettings, Settings, StoreError};
@@ -34,6 +40,11 @@ pub(crate) struct PostgresStore {
     begin: Begin,
     head: Head,
     metrics: Metrics,
+    known_start: KnownStart,
+    /// Makes the next look at the head come at once.
+    wake: Arc<Notify>,
+    /// Ends with the last clone; `None` in the follower's own.
+    _follower: Option<Arc<Follower>>,
 }
 
 impl PostgresStore {
@@ -56,7 +67,19 @@ impl PostgresStore {
         let mut transaction = Transaction::begin(&pool, &begin.read).await?;
         let (state, _started_at) = query_state(&mut transaction, STATE).await?;
         transaction.rollback().await;
-        Ok(PostgresStore { pool, begin, head: Head::new(state), metrics })
+        let store = PostgresStore {
+            pool,
+            begin,
+            head: Head::new(state),
+            metrics,
+            known_start: KnownStart::default(),
+            wake: Arc::new(Notify::new()),
+            _follower: None,
+        };
+        // Settles a restored log before anything of it is served.
+        store.ask_state().await?;
+        let follower = Follower::start(store.clone(), postgres.listen_url.clone());
+        Ok(PostgresStore { _follower: Some(follower), ..store })
     }
 
     /// A transaction that writes; see [`Begin`].
@@ -67,28 +90,6 @@ impl PostgresStore {
     /// A transaction that reads one snapshot.
     pub(super) async fn begin_read(&self) -> Result<Transaction, StoreError> {
         Transaction::begin(&self.pool, &self.begin.read).await
-    }
-
-    /// Where the log stands in this transaction's snapshot.
-    async fn read_state(&self, transaction: &mut Transaction) -> Result<LogState, StoreError> {
-        let (state, _started_at) = query_state(transaction, STATE).await?;
-        Ok(state)
-    }
-
-    /// The same under the head lock, as a statement of its own: the statements after it see everything that was committed
-    /// before the lock was granted. Until the commit nobody else appends or changes `oldest` or the log's id.
-    async fn lock_head(&self, transaction: &mut Transaction) -> Result<LogState, StoreError> {
-        let (state, _started_at) = query_state(transaction, LOCK).await?;
-        Ok(state)
-    }
-
-    /// Asks the store itself.
-    async fn ask_state(&self) -> Result<LogState, StoreError> {
-        let mut transaction = self.begin_read().await?;
-        let state = self.read_state(&mut transaction).await?;
-        transaction.rollback().await;
-        self.head.publish(&state);
-        Ok(state)
     }
 
     /// Bounds a whole operation: a server that is frozen or cut off answers nothing, and its own time-outs do not reach us.

@@ -56,7 +56,8 @@ with cleared as (
     ) as new (event_offset, type, entity_ref, uid, entity, changed, occurred_at, cause, previous_offset)
     returning event_offset, recorded_at
 ), moved as (
-    update log_state set head = $24 where head < $24 returning 1
+    -- Other replicas that listen look at the head at once; see follow.rs.
+    update log_state set head = $24 where head < $24 returning pg_notify('catalog_bridge_head', '')
 )
 select
     (select count(*) from cleared) + (select count(*) from remembered) + (select count(*) from gone)

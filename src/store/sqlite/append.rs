@@ -12,7 +12,7 @@ use sqlx::{Row, SqliteConnection, query};
 use super::super::decide::{Decision, Held, Prepared, decide};
 use super::super::page::{Sized, chunks};
 use super::super::{Append, Appended, Idempotency, LogState, PositionMove, StoreError, decode};
-use super::{SqliteStore, json_of, microseconds_of, number_of, offset_of, read_state, unavailable, write};
+use super::{SqliteStore, json_of, microseconds_of, number_of, offset_of, unavailable, write};
 
 pub(super) const ACTION: &str = "append to the log";
 
@@ -47,7 +47,8 @@ impl SqliteStore {
     async fn append_prepared(&self, prepared: Prepared) -> Result<Appended, StoreError> {
         let mut transaction = self.begin_write().await?;
         // A transaction that is dropped rolls back before the next one begins.
-        let written = match write_in(&mut transaction, prepared).await? {
+        let state = self.lock_head(&mut transaction).await?;
+        let written = match write_in(&mut transaction, state, prepared).await? {
             Step::Answered(appended) => return Ok(appended),
             Step::Ready(written) => written,
         };
@@ -58,8 +59,7 @@ impl SqliteStore {
     }
 }
 
-async fn write_in(connection: &mut SqliteConnection, prepared: Prepared) -> Result<Step, StoreError> {
-    let state = read_state(connection).await?;
+async fn write_in(connection: &mut SqliteConnection, state: LogState, prepared: Prepared) -> Result<Step, StoreError> {
     let (source, position) = (prepared.source.clone(), prepared.position.clone());
     let idempotency = prepared.idempotency.clone();
     if let Some(idempotency) = &idempotency

@@ -5,8 +5,9 @@ use chrono::Utc;
 use sqlx::{SqliteConnection, query};
 use uuid::Uuid;
 
+use super::super::checkpoint::EPOCH_JUMP;
 use super::super::{LogState, StoreError};
-use super::{SqliteStore, microseconds_of, read_state, unavailable};
+use super::{SqliteStore, microseconds_of, unavailable};
 
 impl SqliteStore {
     pub(super) async fn redact_entity(&self, entity_ref: &EntityRef) -> Result<u64, StoreError> {
@@ -16,7 +17,7 @@ impl SqliteStore {
             where entity_ref = $1 and (entity is not null or changed is not null)";
         let action = "redact an entity";
         let mut transaction = self.begin_write().await?;
-        let state = read_state(&mut transaction).await?;
+        let state = self.lock_head(&mut transaction).await?;
         let redacted = query(REDACT)
             .bind(entity_ref.as_str())
             .execute(&mut *transaction)
@@ -36,7 +37,7 @@ impl SqliteStore {
     pub(super) async fn renew_log_id(&self, reason: &str) -> Result<Uuid, StoreError> {
         let action = "give the log a new id";
         let mut transaction = self.begin_write().await?;
-        let state = read_state(&mut transaction).await?;
+        let state = self.lock_head(&mut transaction).await?;
         let log_id = renew_in(&mut transaction).await.map_err(unavailable(action))?;
         transaction.commit().await.map_err(unavailable(action))?;
         tracing::warn!(reason, before = %state.log_id, now = %log_id, "the log has a new id; readers bootstrap again");
@@ -45,14 +46,17 @@ impl SqliteStore {
     }
 }
 
-/// Under the head lock: a new log id, a new generation for every sink, and no answer to a request to the old log.
+/// Under the head lock: a new log id, a new generation for every sink, owners that claim
+/// again, and no answer to a request to the old log.
 pub(super) async fn renew_in(connection: &mut SqliteConnection) -> Result<Uuid, sqlx::Error> {
+    const RENEW_CONSUMERS: &str = "
+        update checkpoints
+        set generation = case kind when 'sink' then generation + 1 else generation end,
+            epoch = epoch + $1,
+            updated_at = $2";
     let log_id = Uuid::new_v4();
     query("update log_state set log_id = $1").bind(log_id.to_string()).execute(&mut *connection).await?;
-    query("update checkpoints set generation = generation + 1, updated_at = $1 where kind = 'sink'")
-        .bind(microseconds_of(Utc::now()))
-        .execute(&mut *connection)
-        .await?;
+    query(RENEW_CONSUMERS).bind(EPOCH_JUMP).bind(microseconds_of(Utc::now())).execute(&mut *connection).await?;
     query("delete from idempotency").execute(connection).await?;
     Ok(log_id)
 }

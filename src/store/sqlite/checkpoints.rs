@@ -11,7 +11,7 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, SqliteConnection, query};
 
 use super::append::move_position;
-use super::{SqliteStore, microseconds_of, number_of, offset_of, read_state, time_of, unavailable};
+use super::{SqliteStore, microseconds_of, number_of, offset_of, time_of, unavailable};
 use crate::store::checkpoint::{self, Claim, Row};
 use crate::store::{
     Checkpoint, CheckpointMove, Checkpoints, ClaimRequest, Claimed, ConsumerKind, PositionMove, SinkCommand, Skipped,
@@ -95,7 +95,7 @@ impl Checkpoints for SqliteStore {
             let row = match find(&mut transaction, request.kind, &request.name).await? {
                 Some(row) => row.claim(request, Utc::now()),
                 None => {
-                    let log = read_state(&mut transaction).await?;
+                    let log = self.lock_head(&mut transaction).await?;
                     Claim::Ours(Box::new(Row::first_claim(request, &log, Utc::now())?))
                 }
             };
@@ -164,7 +164,7 @@ impl Checkpoints for SqliteStore {
         let action = "carry out a command";
         self.bounded(action, async {
             let mut transaction = self.begin_write().await?;
-            let log = read_state(&mut transaction).await?;
+            let log = self.lock_head(&mut transaction).await?;
             let outcome = match find(&mut transaction, ConsumerKind::Sink, sink).await? {
                 None => Err(checkpoint::unknown(ConsumerKind::Sink, sink)),
                 Some(mut row) => row.command(command, &log, Utc::now()).map(|()| row),

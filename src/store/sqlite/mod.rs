@@ -72,10 +72,30 @@ impl SqliteStore {
         self.readers.begin().await.map_err(unavailable("begin a transaction"))
     }
 
-    /// Asks the store itself.
+    /// Where the log stands, inside the writing transaction. A store that went behind what this process has seen was
+    /// restored under it, and gets its new log id in this transaction.
+    async fn lock_head(&self, connection: &mut SqliteConnection) -> Result<LogState, StoreError> {
+        let seen = self.head.seen();
+        let state = read_state(connection).await?;
+        if !seen.is_ahead_of(&state) {
+            return Ok(state);
+        }
+        let log_id = change::renew_in(connection).await.map_err(unavailable("give a restored log a new id"))?;
+        tracing::warn!(before = %state.log_id, now = %log_id, head = %state.head, "the store was restored: the log gets a new id");
+        Ok(LogState { log_id, ..state })
+    }
+
+    /// Asks the store itself, and settles a restored one.
     async fn ask_state(&self) -> Result<LogState, StoreError> {
+        let seen = self.head.seen();
         let mut transaction = self.begin_read().await?;
-        let state = read_state(&mut transaction).await?;
+        let mut state = read_state(&mut transaction).await?;
+        drop(transaction);
+        if seen.is_ahead_of(&state) {
+            let mut transaction = self.begin_write().await?;
+            state = self.lock_head(&mut transaction).await?;
+            transaction.commit().await.map_err(unavailable("settle a restored store"))?;
+        }
         self.head.publish(&state);
         Ok(state)
     }
