@@ -5,6 +5,7 @@
 //! together. ARCHITECTURE.md is the map.
 
 pub mod config;
+pub mod daemon;
 pub mod delivery;
 pub mod filter;
 pub mod http;

@@ -1,0 +1,9 @@
+//! What a user does, from end to end.
+
+#[allow(dead_code, unreachable_pub, reason = "each test binary uses a part of what they share")]
+#[path = "../support/mod.rs"]
+mod support;
+
+mod backlog;
+mod bad_input;
+mod consumer_loop;

@@ -1,0 +1,93 @@
+//! P1: offsets are 1, 2, 3, … with no gap. Once a reader has seen head H, no event at or below H will ever appear later.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use catalog_bridge_api::Offset;
+use catalog_bridge_history::{check_dense, check_well_formed};
+
+use crate::support::{Daemon, Place, remove, stores, upsert};
+
+const WRITERS: u64 = 16;
+const READERS: usize = 8;
+
+/// Sixteen writers over ingest, eight readers that page and long-poll, on both stores.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_reader_misses_or_sees_late_an_event_while_sixteen_write() -> Result<()> {
+    for store in stores().await? {
+        let place = Place::new()?;
+        let daemon =
+            place.start(&format!("log: {}\nsources: {{ push: {{ ingest: {{}} }} }}\n", store.log(&place)?)).await?;
+        let done = AtomicBool::new(false);
+
+        let writers = futures::future::try_join_all((0..WRITERS).map(|writer| write(&daemon, writer)));
+        let readers = futures::future::try_join_all((0..READERS).map(|reader| follow(&daemon, reader, &done)));
+        let (written, seen) = tokio::join!(
+            async {
+                let written = writers.await;
+                done.store(true, Ordering::SeqCst);
+                written
+            },
+            readers
+        );
+
+        written?;
+        let head = daemon.head().await?;
+        let events = daemon.events(Offset::ZERO).await?;
+        check_dense(Offset::ZERO, &events)?;
+        check_well_formed(&events)?;
+        ensure!(events.last().map(|event| event.offset) == Some(head), "{}: the log ends at its head", store.name());
+        for (reader, offsets) in seen?.into_iter().enumerate() {
+            ensure!(
+                offsets == (1..=head.get()).collect::<Vec<_>>(),
+                "{}: reader {reader} saw other offsets than 1..={head}",
+                store.name()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Writes batches over refs that all writers share; every third batch also removes.
+async fn write(daemon: &Daemon, writer: u64) -> Result<()> {
+    for round in 0..12 {
+        let mut changes: Vec<_> = (0..8)
+            .map(|step| upsert(&format!("shared-{}", (writer + step * 5 + round) % 40), writer * 1000 + round))
+            .collect();
+        if round % 3 == 2 {
+            changes.push(remove(&format!("shared-{}", (writer * 7 + round) % 40)));
+        }
+        daemon.ingest("push", &changes).await?;
+    }
+    Ok(())
+}
+
+/// Follows from the beginning until the writers are done and head is reached; returns the offsets in the order seen.
+async fn follow(daemon: &Daemon, reader: usize, done: &AtomicBool) -> Result<Vec<u64>> {
+    let limit = [1, 7, 100, 1000][reader % 4];
+    let (mut at, mut seen, mut head_seen) = (0, Vec::new(), 0);
+    loop {
+        let finished = done.load(Ordering::SeqCst);
+        let page = daemon
+            .get(&format!("/events?offset={at}&limit={limit}&wait={}", if reader % 2 == 0 { 1 } else { 0 }))
+            .await?;
+        let head = page["headOffset"].as_u64().context("headOffset")?;
+        ensure!(head >= head_seen, "reader {reader}: head went from {head_seen} back to {head}");
+        head_seen = head;
+        for event in page["events"].as_array().context("events")? {
+            let offset = event["offset"].as_u64().context("offset")?;
+            ensure!(offset == at + 1, "reader {reader}: offset {offset} follows {at}");
+            ensure!(offset <= head, "reader {reader}: offset {offset} above head {head}");
+            seen.push(offset);
+            at = offset;
+        }
+        ensure!(page["lastEventOffset"].as_u64() == Some(at), "lastEventOffset {} after {at}", page["lastEventOffset"]);
+        if finished && at == daemon.head().await?.get() {
+            return Ok(seen);
+        }
+        if reader % 2 == 1 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! Our own rules as tests.
+
+mod rooms;
