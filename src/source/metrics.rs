@@ -1,10 +1,10 @@
 //! What the sources count.
 
+use crate::telemetry::metrics::Registry;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
 
 /// The label of one source.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]

@@ -1,11 +1,11 @@
 use std::time::Duration;
 
+use crate::telemetry::metrics::Registry;
 use catalog_bridge_api::EventType;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::Registry;
 
 use super::decide::Decision;
 
