@@ -19,8 +19,6 @@ pub mod backstage_db;
 pub mod entity;
 pub mod files;
 mod handle;
-#[cfg(test)]
-mod memory;
 mod metrics;
 mod owner;
 mod report;

@@ -1,4 +1,4 @@
-//! A source running on a log in memory, and the wait for its effects.
+//! A source running on a real log, and the wait for its effects.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,17 +11,75 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::Settings;
 use super::catalog::Catalog;
-use crate::source::memory::MemoryStore;
 use crate::source::{self, Handle, Metrics, Source, SourceKind, Sources};
-use crate::store::ConsumerKind;
+use crate::store::{self, ClaimRequest, ConsumerKind, ReadLimits, Start, Store};
 use crate::telemetry::{ConsumerState, ConsumerStatus, StatusBoard};
 
 /// How long anything may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A log of its own.
+#[derive(Clone)]
+pub(super) struct Log {
+    pub(super) store: Arc<dyn Store>,
+    _directory: Arc<tempfile::TempDir>,
+}
+
+impl Log {
+    /// In a SQLite file.
+    pub(super) async fn sqlite() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        Self::open(store::Settings::sqlite(directory.path().join("log.db")), directory).await
+    }
+
+    /// In a PostgreSQL database.
+    pub(super) async fn postgres() -> Self {
+        let url = catalog_bridge_services::shared::fresh_database("log").await.expect("a database");
+        Self::open(store::Settings::postgres(url), tempfile::tempdir().expect("a directory")).await
+    }
+
+    async fn open(settings: store::Settings, directory: tempfile::TempDir) -> Self {
+        let store = store::open(&settings, store::Metrics::default()).await.expect("the store opens");
+        Log { store, _directory: Arc::new(directory) }
+    }
+
+    /// All events.
+    pub(super) async fn events(&self) -> Vec<Event> {
+        let mut events: Vec<Event> = Vec::new();
+        loop {
+            let after = events.last().map_or(catalog_bridge_api::Offset::ZERO, |event| event.offset);
+            let page =
+                self.store.read(after, ReadLimits { events_max: 1_000, bytes_max: 1 << 26 }).await.expect("read");
+            if page.entries.is_empty() {
+                return events;
+            }
+            events.extend(page.entries.iter().map(|entry| entry.event.clone()));
+        }
+    }
+
+    pub(super) async fn rejected_count(&self) -> u64 {
+        self.store.rejected_count(&name()).await.expect("counted")
+    }
+
+    /// Claims the source again in the name of its owner, as a taker would after the lease: whoever owned it is displaced.
+    pub(super) async fn take_over(&self, owner: &str) {
+        let request = ClaimRequest {
+            kind: ConsumerKind::Source,
+            name: name().as_str().to_owned(),
+            owner: owner.to_owned(),
+            time_to_live: Duration::from_secs(15),
+            flight: Duration::ZERO,
+            fingerprint: None,
+            start: Start::default(),
+        };
+        self.store.claim(&request).await.expect("claimed");
+    }
+}
+
 /// A running bridge with one source.
 pub(super) struct Bridge {
-    pub(super) store: Arc<MemoryStore>,
+    pub(super) log: Log,
+    pub(super) owner: String,
     pub(super) handle: Handle,
     board: StatusBoard,
     shutdown: CancellationToken,
@@ -33,15 +91,21 @@ pub(super) fn name() -> SourceName {
 }
 
 impl Bridge {
-    pub(super) fn start(settings: Settings, store: &Arc<MemoryStore>) -> Self {
+    /// A process of its own.
+    pub(super) fn start(settings: Settings, log: &Log) -> Self {
+        Self::start_as(&uuid::Uuid::new_v4().to_string(), settings, log)
+    }
+
+    /// A process that takes the leases of this owner at once, as its successor on the same machine does in time.
+    pub(super) fn start_as(owner: &str, settings: Settings, log: &Log) -> Self {
         let sources = vec![Source { name: name(), kind: SourceKind::BackstageDb(settings) }];
-        let shared = source::Settings { owner: uuid::Uuid::new_v4().to_string(), lease: Duration::from_secs(15) };
+        let shared = source::Settings { owner: owner.to_owned(), lease: Duration::from_secs(15) };
         let board = StatusBoard::default();
-        let sources = Sources::new(sources, shared, Arc::clone(store) as Arc<_>, board.clone(), Metrics::default());
+        let sources = Sources::new(sources, shared, Arc::clone(&log.store), board.clone(), Metrics::default());
         let handle = sources.handle();
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(sources.run(shutdown.clone()));
-        Bridge { store: Arc::clone(store), handle, board, shutdown, task }
+        Bridge { log: log.clone(), owner: owner.to_owned(), handle, board, shutdown, task }
     }
 
     pub(super) fn status(&self) -> Option<ConsumerStatus> {
@@ -58,7 +122,6 @@ impl Bridge {
     pub(super) async fn kill(self) {
         self.task.abort();
         let _ = self.task.await;
-        self.store.take_over(&name());
     }
 
     pub(super) async fn wait_for_state(&self, what: &str, is_met: impl Fn(&ConsumerState) -> bool) -> ConsumerStatus {
@@ -81,7 +144,7 @@ impl Bridge {
         let end = Instant::now() + PATIENCE;
         loop {
             let truth = catalog.truth().await;
-            let log = live(&self.store.events());
+            let log = live(&self.log.events().await);
             if truth == log {
                 return;
             }

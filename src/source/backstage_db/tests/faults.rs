@@ -6,9 +6,8 @@ use std::time::Duration;
 use catalog_bridge_services::{Collation, Postgres, PostgresOptions};
 
 use super::super::{CaptureChoice, Settings};
-use super::bridge::{Bridge, check_well_formed, name};
+use super::bridge::{Bridge, Log, check_well_formed};
 use super::catalog::{Catalog, ROLE, body, delete};
-use crate::source::memory::MemoryStore;
 use crate::telemetry::ConsumerState;
 
 fn quick(catalog: &Catalog) -> Settings {
@@ -36,14 +35,14 @@ async fn write_some(catalog: &Catalog, names: std::ops::Range<usize>, mark: &str
 async fn a_restored_copy_driven_past_the_old_counter_is_noticed() {
     let mut server = own_server().await;
     let catalog = Catalog::on(&server, "restored", Collation::C).await;
-    let store = Arc::new(MemoryStore::default());
+    let log = Log::sqlite().await;
     write_some(&catalog, 0..20, "old").await;
     server.stop().await.expect("stopped");
     let copy = tempfile::tempdir().expect("a directory");
     let copy = copy.path().join("copy");
     server.copy_data_to(&copy).await.expect("copied");
     server.start_again().await.expect("started");
-    let bridge = Bridge::start(quick(&catalog), &store);
+    let bridge = Bridge::start(quick(&catalog), &log);
     write_some(&catalog, 10..30, "lost").await;
     delete(&mut catalog.connect().await, "c-3").await.expect("deleted");
     bridge.wait_for_truth(&catalog).await;
@@ -54,7 +53,7 @@ async fn a_restored_copy_driven_past_the_old_counter_is_noticed() {
     server.start_again().await.expect("started");
     write_some(&catalog, 5..12, "new").await;
     write_some(&catalog, 40..60, "new").await;
-    let bridge = Bridge::start(quick(&catalog), &store);
+    let bridge = Bridge::start(quick(&catalog), &log);
     bridge.wait_for_truth(&catalog).await;
     bridge.wait_until_running().await;
 
@@ -62,15 +61,15 @@ async fn a_restored_copy_driven_past_the_old_counter_is_noticed() {
     assert_ne!(detail["lastReconcile"]["repaired"], 0, "{detail}");
     assert!(detail["lastReconcile"]["reason"].as_str().is_some_and(|reason| reason.contains("server")), "{detail}");
     bridge.stop().await;
-    check_well_formed(&store.events());
+    check_well_formed(&log.events().await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_counter_that_went_back_is_noticed_while_running() {
     let catalog = Catalog::new("counter", Collation::C).await;
-    let store = Arc::new(MemoryStore::default());
+    let log = Log::sqlite().await;
     write_some(&catalog, 0..20, "1").await;
-    let bridge = Bridge::start(quick(&catalog), &store);
+    let bridge = Bridge::start(quick(&catalog), &log);
     bridge.wait_for_truth(&catalog).await;
     bridge.wait_until_running().await;
 
@@ -86,9 +85,9 @@ async fn a_counter_that_went_back_is_noticed_while_running() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reconcile_on_demand_repairs_what_capture_cannot_see() {
     let catalog = Catalog::new("demand", Collation::C).await;
-    let store = Arc::new(MemoryStore::default());
+    let log = Log::sqlite().await;
     write_some(&catalog, 0..20, "1").await;
-    let bridge = Bridge::start(quick(&catalog), &store);
+    let bridge = Bridge::start(quick(&catalog), &log);
     bridge.wait_for_truth(&catalog).await;
     bridge.wait_until_running().await;
     catalog
@@ -108,11 +107,11 @@ async fn a_reconcile_on_demand_repairs_what_capture_cannot_see() {
 async fn a_frozen_and_a_killed_server_are_states_and_nothing_is_lost() {
     let mut server = own_server().await;
     let catalog = Catalog::on(&server, "frozen", Collation::C).await;
-    let store = Arc::new(MemoryStore::default());
+    let log = Log::sqlite().await;
     write_some(&catalog, 0..20, "1").await;
     let mut settings = quick(&catalog);
     settings.statement_timeout = Duration::from_millis(200);
-    let bridge = Bridge::start(settings, &store);
+    let bridge = Bridge::start(settings, &log);
     bridge.wait_for_truth(&catalog).await;
 
     server.pause().expect("paused");
@@ -129,16 +128,16 @@ async fn a_frozen_and_a_killed_server_are_states_and_nothing_is_lost() {
     bridge.wait_for_truth(&catalog).await;
     bridge.wait_until_running().await;
     bridge.stop().await;
-    check_well_formed(&store.events());
+    check_well_formed(&log.events().await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn missing_rights_are_said_and_waited_for() {
     let catalog = Catalog::new("rights", Collation::C).await;
-    let store = Arc::new(MemoryStore::default());
+    let log = Log::sqlite().await;
     write_some(&catalog, 0..3, "1").await;
     catalog.run(&format!("revoke select on final_entities from {ROLE}")).await;
-    let bridge = Bridge::start(quick(&catalog), &store);
+    let bridge = Bridge::start(quick(&catalog), &log);
 
     let status =
         bridge.wait_for_state("misconfigured", |state| matches!(state, ConsumerState::Misconfigured { .. })).await;
@@ -154,14 +153,14 @@ async fn missing_rights_are_said_and_waited_for() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_displaced_owner_appends_nothing() {
     let catalog = Catalog::new("displaced", Collation::C).await;
-    let store = Arc::new(MemoryStore::default());
-    let first = Bridge::start(quick(&catalog), &store);
+    let log = Log::sqlite().await;
+    let first = Bridge::start(quick(&catalog), &log);
     first.wait_until_running().await;
-    let second = Bridge::start(quick(&catalog), &store);
+    let second = Bridge::start(quick(&catalog), &log);
     second.wait_for_state("standby", |state| matches!(state, ConsumerState::Standby { .. })).await;
     assert!(second.handle.reconcile("backstage").is_err());
 
-    store.take_over(&name());
+    log.take_over(&first.owner).await;
     write_some(&catalog, 0..20, "1").await;
 
     first.wait_for_truth(&catalog).await;
@@ -170,30 +169,30 @@ async fn a_displaced_owner_appends_nothing() {
     second.wait_for_truth(&catalog).await;
     second.wait_until_running().await;
     second.stop().await;
-    check_well_formed(&store.events());
+    check_well_formed(&log.events().await);
 }
 
 /// An older catalog gives no generations, and later ones do: each way goes on from the other, and repeats nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upgraded_catalog_is_captured_by_generations_from_then_on() {
     let catalog = Catalog::new("upgraded", Collation::English).await;
-    let store = Arc::new(MemoryStore::default());
+    let log = Log::sqlite().await;
     write_some(&catalog, 0..20, "1").await;
     catalog.run("alter table final_entities disable trigger final_entities_assign_generation_at_commit").await;
     write_some(&catalog, 10..30, "2").await;
-    let bridge = Bridge::start(quick(&catalog), &store);
+    let bridge = Bridge::start(quick(&catalog), &log);
     bridge.wait_for_truth(&catalog).await;
     let status = bridge.wait_for_state("running", |state| *state == ConsumerState::Running).await;
     assert_eq!(status.detail["capture"], "reconcile", "{}", status.detail);
-    let events = store.events().len();
+    let events = log.events().await.len();
     bridge.stop().await;
 
     catalog.run("alter table final_entities enable trigger final_entities_assign_generation_at_commit").await;
-    let bridge = Bridge::start(quick(&catalog), &store);
+    let bridge = Bridge::start(quick(&catalog), &log);
     let status = bridge.wait_for_state("running", |state| *state == ConsumerState::Running).await;
 
     assert_eq!(status.detail["capture"], "generations", "{}", status.detail);
-    assert_eq!(store.events().len(), events);
+    assert_eq!(log.events().await.len(), events);
     write_some(&catalog, 15..40, "3").await;
     bridge.wait_for_truth(&catalog).await;
     bridge.stop().await;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use catalog_bridge_api::EventType;
+use catalog_bridge_api::{Event, EventType};
 use catalog_bridge_services::Collation;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -13,9 +13,8 @@ use rand::{Rng, SeedableRng};
 use sqlx::{Connection, PgConnection};
 
 use super::super::CaptureChoice;
-use super::bridge::{Bridge, check_well_formed};
+use super::bridge::{Bridge, Log, check_well_formed};
 use super::catalog::{Catalog, body, delete, write};
-use crate::source::memory::MemoryStore;
 
 /// Sorted quite differently by bytes and by English collation.
 const NAMES: [&str; 14] =
@@ -116,11 +115,10 @@ async fn one(connection: &mut PgConnection, random: &mut StdRng, mark: &str) -> 
     Ok(deeds)
 }
 
-fn judge(store: &MemoryStore, committed: &Committed) {
-    let events = store.events();
-    check_well_formed(&events);
+fn judge(events: &[Event], committed: &Committed) {
+    check_well_formed(events);
     let mut held: BTreeMap<String, String> = BTreeMap::new();
-    for event in &events {
+    for event in events {
         let entity_ref = event.entity_ref.as_str().to_owned();
         if event.event_type == EventType::Removed {
             let id = held.remove(&entity_ref).expect("well formed");
@@ -141,12 +139,11 @@ fn judge(store: &MemoryStore, committed: &Committed) {
 }
 
 /// Drives a catalog by several workers, the bridge being killed meanwhile, and judges the log.
-async fn check(stem: &str, collation: Collation, capture: CaptureChoice, kills: usize) {
+async fn check(stem: &str, collation: Collation, capture: CaptureChoice, log: Log, kills: usize) {
     let seed: u64 = rand::rng().random_range(0..1_000_000);
     println!("seed {seed}");
     let catalog = Arc::new(Catalog::new(stem, collation).await);
     let committed = Arc::new(Mutex::new(Committed::default()));
-    let store = Arc::new(MemoryStore::default());
     let mut settings = catalog.settings();
     settings.capture = capture;
     settings.removal_guard = None;
@@ -156,11 +153,12 @@ async fn check(stem: &str, collation: Collation, capture: CaptureChoice, kills: 
         .map(|worker| tokio::spawn(drive(Arc::clone(&catalog), seed + worker, 120, Arc::clone(&committed))))
         .collect();
 
-    let mut bridge = Bridge::start(settings.clone(), &store);
+    let mut bridge = Bridge::start(settings.clone(), &log);
     for _ in 0..kills {
         tokio::time::sleep(Duration::from_millis(400)).await;
+        let owner = bridge.owner.clone();
         bridge.kill().await;
-        bridge = Bridge::start(settings.clone(), &store);
+        bridge = Bridge::start_as(&owner, settings.clone(), &log);
     }
     for worker in workers {
         worker.await.expect("a worker");
@@ -168,20 +166,20 @@ async fn check(stem: &str, collation: Collation, capture: CaptureChoice, kills: 
     bridge.wait_for_truth(&catalog).await;
     bridge.stop().await;
 
-    judge(&store, &committed.lock().expect("not poisoned"));
+    judge(&log.events().await, &committed.lock().expect("not poisoned"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn by_generations_the_log_becomes_the_truth() {
-    check("history_c", Collation::C, CaptureChoice::Auto, 4).await;
+    check("history_c", Collation::C, CaptureChoice::Auto, Log::sqlite().await, 4).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn by_generations_in_english_order_the_log_becomes_the_truth() {
-    check("history_english", Collation::English, CaptureChoice::Generations, 2).await;
+    check("history_english", Collation::English, CaptureChoice::Generations, Log::postgres().await, 2).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn by_reconcile_in_english_order_the_log_becomes_the_truth() {
-    check("history_reconcile", Collation::English, CaptureChoice::Reconcile, 2).await;
+    check("history_reconcile", Collation::English, CaptureChoice::Reconcile, Log::sqlite().await, 2).await;
 }

@@ -8,13 +8,12 @@ use catalog_bridge_services::Collation;
 use sqlx::Connection;
 
 use super::super::{RemovalGuard, Settings};
-use super::bridge::{Bridge, check_well_formed};
+use super::bridge::{Bridge, Log, check_well_formed};
 use super::catalog::{Catalog, body, delete, entity_ref};
-use crate::source::memory::MemoryStore;
 use crate::store::{Append, Change, EventLog, OnOwned, Removal, Upsert};
 use crate::telemetry::ConsumerState;
 
-async fn filled(stem: &str, count: usize) -> (Catalog, Arc<MemoryStore>) {
+async fn filled(stem: &str, count: usize) -> (Catalog, Log) {
     let catalog = Catalog::new(stem, Collation::English).await;
     let mut connection = catalog.connect().await;
     let mut transaction = connection.begin().await.expect("begun");
@@ -23,7 +22,7 @@ async fn filled(stem: &str, count: usize) -> (Catalog, Arc<MemoryStore>) {
         super::catalog::write(&mut transaction, &name, &id, &body(&name, &id, "0")).await.expect("written");
     }
     transaction.commit().await.expect("committed");
-    (catalog, Arc::new(MemoryStore::default()))
+    (catalog, Log::sqlite().await)
 }
 
 fn quick(catalog: &Catalog) -> Settings {
@@ -33,8 +32,8 @@ fn quick(catalog: &Catalog) -> Settings {
 /// Most of 300 entities vanish: they are held, shown by origin, and go when confirmed; adds flow on meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mass_removal_waits_for_a_persons_word() {
-    let (catalog, store) = filled("guard_confirm", 300).await;
-    let bridge = Bridge::start(quick(&catalog), &store);
+    let (catalog, log) = filled("guard_confirm", 300).await;
+    let bridge = Bridge::start(quick(&catalog), &log);
     bridge.wait_for_truth(&catalog).await;
     bridge.wait_until_running().await;
 
@@ -50,30 +49,31 @@ async fn a_mass_removal_waits_for_a_persons_word() {
     let origin = &status.detail["heldRemovals"]["byOrigin"]["url:https://git/c"];
     assert_eq!(origin["count"], gone, "{}", status.detail);
     assert!(!origin["refs"].as_array().expect("refs").is_empty());
-    while !store.events().iter().any(|event| event.entity_ref.as_str() == entity_ref("new")) {
+    while !log.events().await.iter().any(|event| event.entity_ref.as_str() == entity_ref("new")) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    assert!(store.events().iter().all(|event| event.event_type != EventType::Removed));
+    assert!(log.events().await.iter().all(|event| event.event_type != EventType::Removed));
 
     // A restart in between changes nothing.
+    let owner = bridge.owner.clone();
     bridge.kill().await;
-    let bridge = Bridge::start(quick(&catalog), &store);
+    let bridge = Bridge::start_as(&owner, quick(&catalog), &log);
     bridge.wait_for_state("held again", |state| *state == ConsumerState::RemovalsHeld { count: gone }).await;
     assert_eq!(bridge.handle.confirm_removals("backstage"), Ok(gone));
     bridge.wait_for_truth(&catalog).await;
     bridge.wait_until_running().await;
     bridge.stop().await;
-    check_well_formed(&store.events());
+    check_well_formed(&log.events().await);
 }
 
 /// The other way out: the entities return. Those that do not stay held, also when few are left.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mass_removal_is_forgotten_as_its_entities_return() {
-    let (catalog, store) = filled("guard_return", 300).await;
-    let bridge = Bridge::start(quick(&catalog), &store);
+    let (catalog, log) = filled("guard_return", 300).await;
+    let bridge = Bridge::start(quick(&catalog), &log);
     bridge.wait_for_truth(&catalog).await;
     bridge.wait_until_running().await;
-    let before = store.events().len();
+    let before = log.events().await.len();
 
     catalog.run("update final_entities set final_entity = null where false; create table aside as select * from final_entities").await;
     catalog.run("delete from final_entities").await;
@@ -86,11 +86,11 @@ async fn a_mass_removal_is_forgotten_as_its_entities_return() {
         .await;
     bridge.wait_for_state("one left", |state| *state == ConsumerState::RemovalsHeld { count: 1 }).await;
 
-    assert_eq!(store.events().len(), before, "nothing happened to any entity");
+    assert_eq!(log.events().await.len(), before, "nothing happened to any entity");
     assert_eq!(bridge.handle.confirm_removals("backstage"), Ok(1));
     bridge.wait_for_truth(&catalog).await;
     bridge.wait_until_running().await;
-    assert_eq!(store.events().len(), before + 1);
+    assert_eq!(log.events().await.len(), before + 1);
     // And an ordinary removal is ordinary again.
     delete(&mut catalog.connect().await, "c-9").await.expect("deleted");
     bridge.wait_for_truth(&catalog).await;
@@ -99,15 +99,15 @@ async fn a_mass_removal_is_forgotten_as_its_entities_return() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_the_guard_everything_may_go_in_one_transaction() {
-    let (catalog, store) = filled("guard_off", 1_500).await;
-    let bridge = Bridge::start(Settings { removal_guard: None, ..quick(&catalog) }, &store);
+    let (catalog, log) = filled("guard_off", 1_500).await;
+    let bridge = Bridge::start(Settings { removal_guard: None, ..quick(&catalog) }, &log);
     bridge.wait_for_truth(&catalog).await;
 
     catalog.run("delete from refresh_state").await;
 
     bridge.wait_for_truth(&catalog).await;
     bridge.stop().await;
-    let events = store.events();
+    let events = log.events().await;
     assert_eq!(events.len(), 3_000);
     check_well_formed(&events);
 }
@@ -115,20 +115,20 @@ async fn without_the_guard_everything_may_go_in_one_transaction() {
 /// What the log cannot take is shown, stops nothing, and is read again when it changes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rejected_entities_stop_nothing_and_come_back_when_they_are_good() {
-    let (catalog, store) = filled("rejected", 3).await;
+    let (catalog, log) = filled("rejected", 3).await;
     let deep = format!(r#"{{"kind":"Component","spec":{}{}}}"#, "[".repeat(200_000), "]".repeat(200_000));
     let large =
         format!(r#"{{"kind":"Component","metadata":{{"name":"large","x":"{}"}}}}"#, "x".repeat(17 * 1024 * 1024));
     catalog.write("deep", "id-deep", &deep).await;
     catalog.write("large", "id-large", &large).await;
     catalog.write("broken", "id-broken", "{").await;
-    let bridge = Bridge::start(Settings { removal_guard: None, ..quick(&catalog) }, &store);
+    let bridge = Bridge::start(Settings { removal_guard: None, ..quick(&catalog) }, &log);
     bridge.wait_until_running().await;
     catalog.write("after", "id-after", &body("after", "id-after", "1")).await;
-    while store.events().len() < 4 {
+    while log.events().await.len() < 4 {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    let rejected = store.rejected(&super::bridge::name(), None, 10).await.expect("rejected");
+    let rejected = log.store.rejected(&super::bridge::name(), None, 10).await.expect("rejected");
     let reasons: Vec<_> = rejected.iter().map(|rejected| rejected.reason.as_str()).collect();
     assert!(
         reasons[0].contains("not an entity") && reasons[1].contains("deeper") && reasons[2].contains("bytes"),
@@ -140,7 +140,7 @@ async fn rejected_entities_stop_nothing_and_come_back_when_they_are_good() {
     delete(&mut catalog.connect().await, "large").await.expect("deleted");
 
     bridge.wait_for_truth(&catalog).await;
-    while store.rejected_count(&super::bridge::name()).await.expect("counted") > 0 {
+    while log.rejected_count().await > 0 {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     bridge.stop().await;
@@ -149,7 +149,7 @@ async fn rejected_entities_stop_nothing_and_come_back_when_they_are_good() {
 /// A ref that another source owns is refused and remembered; when the owner lets go, it is read again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refused_ref_is_taken_up_when_its_owner_lets_go() {
-    let (catalog, store) = filled("owned", 3).await;
+    let (catalog, log) = filled("owned", 3).await;
     let other = SourceName::parse("orders").expect("a name");
     let theirs = EntityRef::parse(&entity_ref("c-1")).expect("a ref");
     let append = |change| Append {
@@ -169,19 +169,19 @@ async fn a_refused_ref_is_taken_up_when_its_owner_lets_go() {
         occurred_at: None,
         cause: Cause::Ingest,
     };
-    store.append(append(Change::Upsert(upsert))).await.expect("appended");
-    let bridge = Bridge::start(quick(&catalog), &store);
+    log.store.append(append(Change::Upsert(upsert))).await.expect("appended");
+    let bridge = Bridge::start(quick(&catalog), &log);
     bridge.wait_until_running().await;
-    assert_eq!(store.rejected_count(&super::bridge::name()).await.expect("counted"), 1);
-    assert_eq!(store.held_count(&super::bridge::name()).await.expect("counted"), 2);
+    assert_eq!(log.rejected_count().await, 1);
+    assert_eq!(log.store.held_count(&super::bridge::name()).await.expect("counted"), 2);
 
     let removal = Removal { entity_ref: theirs, occurred_at: None, cause: Cause::Ingest };
-    store.append(append(Change::Remove(removal))).await.expect("appended");
+    log.store.append(append(Change::Remove(removal))).await.expect("appended");
 
     bridge.wait_for_truth(&catalog).await;
-    assert_eq!(store.rejected_count(&super::bridge::name()).await.expect("counted"), 0);
+    assert_eq!(log.rejected_count().await, 0);
     bridge.stop().await;
-    check_well_formed(&store.events());
+    check_well_formed(&log.events().await);
 }
 
 #[test]
