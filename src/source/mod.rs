@@ -23,6 +23,8 @@ mod metrics;
 mod owner;
 mod report;
 mod runner;
+#[cfg(test)]
+mod testing;
 
 pub use entity::{EntityError, ParsedEntity, parse_entity};
 pub use handle::{CommandError, Handle};

@@ -246,15 +246,20 @@ impl Catalog {
 
     /// From now on transactions read the counter where `way` has one.
     pub(super) fn use_way(&mut self, way: Way) {
-        let counter = match way {
-            Way::Generations => "(select generation from catalog_generation_counter where id = 1)::text",
-            Way::Reconcile => "null::text",
+        let (counter, trigger) = match way {
+            Way::Generations => (
+                "(select generation from catalog_generation_counter where id = 1)::text",
+                "(select tgenabled::text || ':' || xmin::text from pg_trigger \
+                  where tgrelid = 'final_entities'::regclass \
+                  and tgname = 'final_entities_assign_generation_at_commit')",
+            ),
+            Way::Reconcile => ("null::text", "null::text"),
         };
         self.way = way;
         self.begin = format!(
             "{}; select extract(epoch from pg_postmaster_start_time())::text, \
              (select oid::text from pg_database where datname = current_database()), \
-             'final_entities'::regclass::oid::text, {counter}",
+             'final_entities'::regclass::oid::text, {counter}, {trigger}",
             self.begin_bare
         );
     }
@@ -475,8 +480,12 @@ impl Catalog {
         let rows = timed(work, &mut self.spent, self.timeout, action, &self.endpoint).await?;
         let row = rows.first().ok_or_else(|| SourceError::Reopen("the catalog gave no answer".to_owned()))?;
         let counter: Option<String> = self.get(row, 3)?;
-        let identity =
-            Identity { started_at: self.get(row, 0)?, database: self.get(row, 1)?, table: self.get(row, 2)? };
+        let identity = Identity {
+            started_at: self.get(row, 0)?,
+            database: self.get(row, 1)?,
+            table: self.get(row, 2)?,
+            trigger: self.get(row, 4)?,
+        };
         Ok((identity, counter.and_then(|counter| counter.parse().ok())))
     }
 

@@ -15,6 +15,10 @@ pub(super) struct Identity {
     pub(super) database: String,
     /// The oid of `final_entities`.
     pub(super) table: String,
+    /// The state of the trigger that numbers changes and the transaction that gave it: while it was off, changes had no
+    /// number. `None` where generations are not used.
+    #[serde(default)]
+    pub(super) trigger: Option<String>,
 }
 
 /// What stays over a plain restart. A part that the role or the server does not let us read is `None` and compares equal.
@@ -38,6 +42,8 @@ pub(super) fn difference(before: (&Identity, &Incarnation), now: (&Identity, &In
         Some("the catalog's table was made anew")
     } else if differs(&before.1.timeline, &now.1.timeline) {
         Some("the database server was promoted or recovered to an earlier point")
+    } else if before.0.trigger != now.0.trigger {
+        Some("the trigger that numbers the catalog's changes was off or replaced")
     } else if before.0.started_at != now.0.started_at {
         Some("the database server was restarted")
     } else {
@@ -50,7 +56,12 @@ mod tests {
     use super::*;
 
     fn identity(started_at: &str, database: &str) -> Identity {
-        Identity { started_at: started_at.to_owned(), database: database.to_owned(), table: "1".to_owned() }
+        Identity {
+            started_at: started_at.to_owned(),
+            database: database.to_owned(),
+            table: "1".to_owned(),
+            trigger: None,
+        }
     }
 
     #[test]

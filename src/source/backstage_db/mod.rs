@@ -184,7 +184,7 @@ mod resume_tests {
     use super::*;
 
     fn identity(started_at: &str) -> Identity {
-        Identity { started_at: started_at.to_owned(), database: "5".to_owned(), table: "9".to_owned() }
+        Identity { started_at: started_at.to_owned(), database: "5".to_owned(), table: "9".to_owned(), trigger: None }
     }
 
     fn stored(generation: i64) -> Position {

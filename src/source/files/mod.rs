@@ -8,6 +8,8 @@
 mod directory;
 mod document;
 mod plan;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 use std::collections::BTreeMap;

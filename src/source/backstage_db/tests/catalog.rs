@@ -9,6 +9,8 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row, raw_sql};
 use tokio::sync::Mutex;
 
 use super::super::{Connect, Settings, grants};
+use crate::source::SourceKind;
+use crate::source::testing::{Bridge, Log};
 
 const SCHEMA: &str = include_str!("../testdata/catalog-4.0.5.sql");
 /// The role that the bridge reads by.
@@ -85,6 +87,21 @@ impl Catalog {
                 .expect("the truth");
         rows.iter().map(|row| (row.get(0), row.get(1))).collect()
     }
+}
+
+/// A bridge of its own that captures the catalog.
+pub(super) fn start(settings: Settings, log: &Log) -> Bridge {
+    Bridge::start(SourceKind::BackstageDb(settings), log)
+}
+
+/// The same, taking this owner's lease at once.
+pub(super) fn start_as(owner: &str, settings: Settings, log: &Log) -> Bridge {
+    Bridge::start_as(owner, SourceKind::BackstageDb(settings), log)
+}
+
+/// Waits until the log holds exactly what the catalog holds.
+pub(super) async fn wait_for_truth(bridge: &Bridge, catalog: &Catalog) {
+    bridge.wait_for_log(async || catalog.truth().await).await;
 }
 
 pub(super) async fn run(connection: &mut PgConnection, sql: &str) {

@@ -1,13 +1,12 @@
 //! Catalogs that are restored, restarted, frozen, forbidden; owners that are displaced.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use catalog_bridge_services::{Collation, Postgres, PostgresOptions};
 
 use super::super::{CaptureChoice, Settings};
-use super::bridge::{Bridge, Log, check_well_formed};
-use super::catalog::{Catalog, ROLE, body, delete};
+use super::catalog::{Catalog, ROLE, body, delete, start, wait_for_truth};
+use crate::source::testing::{Log, check_well_formed};
 use crate::telemetry::ConsumerState;
 
 fn quick(catalog: &Catalog) -> Settings {
@@ -42,10 +41,10 @@ async fn a_restored_copy_driven_past_the_old_counter_is_noticed() {
     let copy = copy.path().join("copy");
     server.copy_data_to(&copy).await.expect("copied");
     server.start_again().await.expect("started");
-    let bridge = Bridge::start(quick(&catalog), &log);
+    let bridge = start(quick(&catalog), &log);
     write_some(&catalog, 10..30, "lost").await;
     delete(&mut catalog.connect().await, "c-3").await.expect("deleted");
-    bridge.wait_for_truth(&catalog).await;
+    wait_for_truth(&bridge, &catalog).await;
     bridge.stop().await;
 
     server.stop().await.expect("stopped");
@@ -53,8 +52,8 @@ async fn a_restored_copy_driven_past_the_old_counter_is_noticed() {
     server.start_again().await.expect("started");
     write_some(&catalog, 5..12, "new").await;
     write_some(&catalog, 40..60, "new").await;
-    let bridge = Bridge::start(quick(&catalog), &log);
-    bridge.wait_for_truth(&catalog).await;
+    let bridge = start(quick(&catalog), &log);
+    wait_for_truth(&bridge, &catalog).await;
     bridge.wait_until_running().await;
 
     let detail = bridge.status().expect("a status").detail;
@@ -69,14 +68,14 @@ async fn a_counter_that_went_back_is_noticed_while_running() {
     let catalog = Catalog::new("counter", Collation::C).await;
     let log = Log::sqlite().await;
     write_some(&catalog, 0..20, "1").await;
-    let bridge = Bridge::start(quick(&catalog), &log);
-    bridge.wait_for_truth(&catalog).await;
+    let bridge = start(quick(&catalog), &log);
+    wait_for_truth(&bridge, &catalog).await;
     bridge.wait_until_running().await;
 
     catalog.run("update catalog_generation_counter set generation = 3").await;
     write_some(&catalog, 5..8, "2").await;
 
-    bridge.wait_for_truth(&catalog).await;
+    wait_for_truth(&bridge, &catalog).await;
     bridge.wait_for_state("reconciled", |state| *state == ConsumerState::Running).await;
     bridge.stop().await;
 }
@@ -87,19 +86,37 @@ async fn a_reconcile_on_demand_repairs_what_capture_cannot_see() {
     let catalog = Catalog::new("demand", Collation::C).await;
     let log = Log::sqlite().await;
     write_some(&catalog, 0..20, "1").await;
-    let bridge = Bridge::start(quick(&catalog), &log);
-    bridge.wait_for_truth(&catalog).await;
+    let bridge = start(quick(&catalog), &log);
+    wait_for_truth(&bridge, &catalog).await;
     bridge.wait_until_running().await;
     catalog
-        .run("alter table final_entities disable trigger user; \
-              update final_entities set final_entity = replace(final_entity, '\"1\"', '\"2\"'), hash = 'x' where entity_id = 'id-5'; \
-              alter table final_entities enable trigger user")
+        .run("set local session_replication_role = replica; \
+              update final_entities set final_entity = replace(final_entity, '\"1\"', '\"2\"'), hash = 'x' where entity_id = 'id-5'")
         .await;
 
-    bridge.handle.reconcile("backstage").expect("owned");
+    bridge.handle.reconcile("catalog").expect("owned");
 
-    bridge.wait_for_truth(&catalog).await;
+    wait_for_truth(&bridge, &catalog).await;
     bridge.stop().await;
+}
+
+/// While the trigger that numbers changes is off, changes have no number: the gap is noticed by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trigger_that_was_off_for_a_while_is_noticed() {
+    let catalog = Catalog::new("trigger", Collation::C).await;
+    let log = Log::sqlite().await;
+    write_some(&catalog, 0..20, "1").await;
+    let bridge = start(quick(&catalog), &log);
+    wait_for_truth(&bridge, &catalog).await;
+    bridge.wait_until_running().await;
+
+    catalog.run("alter table final_entities disable trigger final_entities_assign_generation_at_commit").await;
+    write_some(&catalog, 5..8, "2").await;
+    catalog.run("alter table final_entities enable trigger final_entities_assign_generation_at_commit").await;
+
+    wait_for_truth(&bridge, &catalog).await;
+    bridge.stop().await;
+    check_well_formed(&log.events().await);
 }
 
 /// A stopped server still completes connects and swallows statements.
@@ -111,21 +128,21 @@ async fn a_frozen_and_a_killed_server_are_states_and_nothing_is_lost() {
     write_some(&catalog, 0..20, "1").await;
     let mut settings = quick(&catalog);
     settings.statement_timeout = Duration::from_millis(200);
-    let bridge = Bridge::start(settings, &log);
-    bridge.wait_for_truth(&catalog).await;
+    let bridge = start(settings, &log);
+    wait_for_truth(&bridge, &catalog).await;
 
     server.pause().expect("paused");
     let status = bridge.wait_for_state("retrying", |state| matches!(state, ConsumerState::Retrying { .. })).await;
     assert!(format!("{:?}", status.state).contains("no answer within"), "{status:?}");
     server.resume().expect("resumed");
     write_some(&catalog, 10..30, "2").await;
-    bridge.wait_for_truth(&catalog).await;
+    wait_for_truth(&bridge, &catalog).await;
     server.kill9().await.expect("killed");
     bridge.wait_for_state("retrying", |state| matches!(state, ConsumerState::Retrying { .. })).await;
     server.start_again().await.expect("started");
     write_some(&catalog, 25..35, "3").await;
 
-    bridge.wait_for_truth(&catalog).await;
+    wait_for_truth(&bridge, &catalog).await;
     bridge.wait_until_running().await;
     bridge.stop().await;
     check_well_formed(&log.events().await);
@@ -137,7 +154,7 @@ async fn missing_rights_are_said_and_waited_for() {
     let log = Log::sqlite().await;
     write_some(&catalog, 0..3, "1").await;
     catalog.run(&format!("revoke select on final_entities from {ROLE}")).await;
-    let bridge = Bridge::start(quick(&catalog), &log);
+    let bridge = start(quick(&catalog), &log);
 
     let status =
         bridge.wait_for_state("misconfigured", |state| matches!(state, ConsumerState::Misconfigured { .. })).await;
@@ -145,7 +162,7 @@ async fn missing_rights_are_said_and_waited_for() {
     assert!(status.help.iter().any(|help| help.contains("grants --print")));
     catalog.run(&format!("grant select on final_entities to {ROLE}")).await;
 
-    bridge.wait_for_truth(&catalog).await;
+    wait_for_truth(&bridge, &catalog).await;
     bridge.stop().await;
 }
 
@@ -154,19 +171,19 @@ async fn missing_rights_are_said_and_waited_for() {
 async fn a_displaced_owner_appends_nothing() {
     let catalog = Catalog::new("displaced", Collation::C).await;
     let log = Log::sqlite().await;
-    let first = Bridge::start(quick(&catalog), &log);
+    let first = start(quick(&catalog), &log);
     first.wait_until_running().await;
-    let second = Bridge::start(quick(&catalog), &log);
+    let second = start(quick(&catalog), &log);
     second.wait_for_state("standby", |state| matches!(state, ConsumerState::Standby { .. })).await;
-    assert!(second.handle.reconcile("backstage").is_err());
+    assert!(second.handle.reconcile("catalog").is_err());
 
     log.take_over(&first.owner).await;
     write_some(&catalog, 0..20, "1").await;
 
-    first.wait_for_truth(&catalog).await;
+    wait_for_truth(&first, &catalog).await;
     first.stop().await;
     write_some(&catalog, 10..30, "2").await;
-    second.wait_for_truth(&catalog).await;
+    wait_for_truth(&second, &catalog).await;
     second.wait_until_running().await;
     second.stop().await;
     check_well_formed(&log.events().await);
@@ -180,21 +197,21 @@ async fn an_upgraded_catalog_is_captured_by_generations_from_then_on() {
     write_some(&catalog, 0..20, "1").await;
     catalog.run("alter table final_entities disable trigger final_entities_assign_generation_at_commit").await;
     write_some(&catalog, 10..30, "2").await;
-    let bridge = Bridge::start(quick(&catalog), &log);
-    bridge.wait_for_truth(&catalog).await;
+    let bridge = start(quick(&catalog), &log);
+    wait_for_truth(&bridge, &catalog).await;
     let status = bridge.wait_for_state("running", |state| *state == ConsumerState::Running).await;
     assert_eq!(status.detail["capture"], "reconcile", "{}", status.detail);
     let events = log.events().await.len();
     bridge.stop().await;
 
     catalog.run("alter table final_entities enable trigger final_entities_assign_generation_at_commit").await;
-    let bridge = Bridge::start(quick(&catalog), &log);
+    let bridge = start(quick(&catalog), &log);
     let status = bridge.wait_for_state("running", |state| *state == ConsumerState::Running).await;
 
     assert_eq!(status.detail["capture"], "generations", "{}", status.detail);
     assert_eq!(log.events().await.len(), events);
     write_some(&catalog, 15..40, "3").await;
-    bridge.wait_for_truth(&catalog).await;
+    wait_for_truth(&bridge, &catalog).await;
     bridge.stop().await;
     let generations = Settings { capture: CaptureChoice::Generations, ..quick(&catalog) };
     assert_eq!(generations.schema, "public");

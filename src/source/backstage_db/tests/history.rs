@@ -13,8 +13,8 @@ use rand::{Rng, SeedableRng};
 use sqlx::{Connection, PgConnection};
 
 use super::super::CaptureChoice;
-use super::bridge::{Bridge, Log, check_well_formed};
-use super::catalog::{Catalog, body, delete, write};
+use super::catalog::{Catalog, body, delete, start, start_as, wait_for_truth, write};
+use crate::source::testing::{Log, check_well_formed};
 
 /// Sorted quite differently by bytes and by English collation.
 const NAMES: [&str; 14] =
@@ -153,17 +153,17 @@ async fn check(stem: &str, collation: Collation, capture: CaptureChoice, log: Lo
         .map(|worker| tokio::spawn(drive(Arc::clone(&catalog), seed + worker, 120, Arc::clone(&committed))))
         .collect();
 
-    let mut bridge = Bridge::start(settings.clone(), &log);
+    let mut bridge = start(settings.clone(), &log);
     for _ in 0..kills {
         tokio::time::sleep(Duration::from_millis(400)).await;
         let owner = bridge.owner.clone();
         bridge.kill().await;
-        bridge = Bridge::start_as(&owner, settings.clone(), &log);
+        bridge = start_as(&owner, settings.clone(), &log);
     }
     for worker in workers {
         worker.await.expect("a worker");
     }
-    bridge.wait_for_truth(&catalog).await;
+    wait_for_truth(&bridge, &catalog).await;
     bridge.stop().await;
 
     judge(&log.events().await, &committed.lock().expect("not poisoned"));

@@ -1,6 +1,5 @@
 //! Capture against a real PostgreSQL with the catalog's real schema, by a role that may read two tables and nothing else.
 
-mod bridge;
 mod catalog;
 mod faults;
 mod history;

@@ -1,6 +1,5 @@
 //! Removals, which have no number: found exactly, held back when there are too many, never invented.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use catalog_bridge_api::{Cause, EntityRef, EventType, JsonText, SourceName};
@@ -8,9 +7,9 @@ use catalog_bridge_services::Collation;
 use sqlx::Connection;
 
 use super::super::{RemovalGuard, Settings};
-use super::bridge::{Bridge, Log, check_well_formed};
-use super::catalog::{Catalog, body, delete, entity_ref};
-use crate::store::{Append, Change, EventLog, OnOwned, Removal, Upsert};
+use super::catalog::{Catalog, body, delete, entity_ref, start, start_as, wait_for_truth};
+use crate::source::testing::{Log, check_well_formed};
+use crate::store::{Append, Change, OnOwned, Removal, Upsert};
 use crate::telemetry::ConsumerState;
 
 async fn filled(stem: &str, count: usize) -> (Catalog, Log) {
@@ -33,8 +32,8 @@ fn quick(catalog: &Catalog) -> Settings {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mass_removal_waits_for_a_persons_word() {
     let (catalog, log) = filled("guard_confirm", 300).await;
-    let bridge = Bridge::start(quick(&catalog), &log);
-    bridge.wait_for_truth(&catalog).await;
+    let bridge = start(quick(&catalog), &log);
+    wait_for_truth(&bridge, &catalog).await;
     bridge.wait_until_running().await;
 
     catalog
@@ -45,7 +44,7 @@ async fn a_mass_removal_waits_for_a_persons_word() {
     let status = bridge.wait_for_state("held", |state| matches!(state, ConsumerState::RemovalsHeld { .. })).await;
 
     assert_eq!(status.state, ConsumerState::RemovalsHeld { count: gone });
-    assert_eq!(status.help, ["catalog-bridge source reconcile backstage --confirm"]);
+    assert_eq!(status.help, ["catalog-bridge source reconcile catalog --confirm"]);
     let origin = &status.detail["heldRemovals"]["byOrigin"]["url:https://git/c"];
     assert_eq!(origin["count"], gone, "{}", status.detail);
     assert!(!origin["refs"].as_array().expect("refs").is_empty());
@@ -57,10 +56,10 @@ async fn a_mass_removal_waits_for_a_persons_word() {
     // A restart in between changes nothing.
     let owner = bridge.owner.clone();
     bridge.kill().await;
-    let bridge = Bridge::start_as(&owner, quick(&catalog), &log);
+    let bridge = start_as(&owner, quick(&catalog), &log);
     bridge.wait_for_state("held again", |state| *state == ConsumerState::RemovalsHeld { count: gone }).await;
-    assert_eq!(bridge.handle.confirm_removals("backstage"), Ok(gone));
-    bridge.wait_for_truth(&catalog).await;
+    assert_eq!(bridge.handle.confirm_removals("catalog"), Ok(gone));
+    wait_for_truth(&bridge, &catalog).await;
     bridge.wait_until_running().await;
     bridge.stop().await;
     check_well_formed(&log.events().await);
@@ -70,8 +69,8 @@ async fn a_mass_removal_waits_for_a_persons_word() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mass_removal_is_forgotten_as_its_entities_return() {
     let (catalog, log) = filled("guard_return", 300).await;
-    let bridge = Bridge::start(quick(&catalog), &log);
-    bridge.wait_for_truth(&catalog).await;
+    let bridge = start(quick(&catalog), &log);
+    wait_for_truth(&bridge, &catalog).await;
     bridge.wait_until_running().await;
     let before = log.events().await.len();
 
@@ -87,25 +86,25 @@ async fn a_mass_removal_is_forgotten_as_its_entities_return() {
     bridge.wait_for_state("one left", |state| *state == ConsumerState::RemovalsHeld { count: 1 }).await;
 
     assert_eq!(log.events().await.len(), before, "nothing happened to any entity");
-    assert_eq!(bridge.handle.confirm_removals("backstage"), Ok(1));
-    bridge.wait_for_truth(&catalog).await;
+    assert_eq!(bridge.handle.confirm_removals("catalog"), Ok(1));
+    wait_for_truth(&bridge, &catalog).await;
     bridge.wait_until_running().await;
     assert_eq!(log.events().await.len(), before + 1);
     // And an ordinary removal is ordinary again.
     delete(&mut catalog.connect().await, "c-9").await.expect("deleted");
-    bridge.wait_for_truth(&catalog).await;
+    wait_for_truth(&bridge, &catalog).await;
     bridge.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_the_guard_everything_may_go_in_one_transaction() {
     let (catalog, log) = filled("guard_off", 1_500).await;
-    let bridge = Bridge::start(Settings { removal_guard: None, ..quick(&catalog) }, &log);
-    bridge.wait_for_truth(&catalog).await;
+    let bridge = start(Settings { removal_guard: None, ..quick(&catalog) }, &log);
+    wait_for_truth(&bridge, &catalog).await;
 
     catalog.run("delete from refresh_state").await;
 
-    bridge.wait_for_truth(&catalog).await;
+    wait_for_truth(&bridge, &catalog).await;
     bridge.stop().await;
     let events = log.events().await;
     assert_eq!(events.len(), 3_000);
@@ -122,13 +121,13 @@ async fn rejected_entities_stop_nothing_and_come_back_when_they_are_good() {
     catalog.write("deep", "id-deep", &deep).await;
     catalog.write("large", "id-large", &large).await;
     catalog.write("broken", "id-broken", "{").await;
-    let bridge = Bridge::start(Settings { removal_guard: None, ..quick(&catalog) }, &log);
+    let bridge = start(Settings { removal_guard: None, ..quick(&catalog) }, &log);
     bridge.wait_until_running().await;
     catalog.write("after", "id-after", &body("after", "id-after", "1")).await;
     while log.events().await.len() < 4 {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    let rejected = log.store.rejected(&super::bridge::name(), None, 10).await.expect("rejected");
+    let rejected = log.store.rejected(&crate::source::testing::name(), None, 10).await.expect("rejected");
     let reasons: Vec<_> = rejected.iter().map(|rejected| rejected.reason.as_str()).collect();
     assert!(
         reasons[0].contains("not an entity") && reasons[1].contains("deeper") && reasons[2].contains("bytes"),
@@ -139,7 +138,7 @@ async fn rejected_entities_stop_nothing_and_come_back_when_they_are_good() {
     catalog.write("broken", "id-broken", &body("broken", "id-broken", "1")).await;
     delete(&mut catalog.connect().await, "large").await.expect("deleted");
 
-    bridge.wait_for_truth(&catalog).await;
+    wait_for_truth(&bridge, &catalog).await;
     while log.rejected_count().await > 0 {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -170,18 +169,36 @@ async fn a_refused_ref_is_taken_up_when_its_owner_lets_go() {
         cause: Cause::Ingest,
     };
     log.store.append(append(Change::Upsert(upsert))).await.expect("appended");
-    let bridge = Bridge::start(quick(&catalog), &log);
+    let bridge = start(quick(&catalog), &log);
     bridge.wait_until_running().await;
     assert_eq!(log.rejected_count().await, 1);
-    assert_eq!(log.store.held_count(&super::bridge::name()).await.expect("counted"), 2);
+    assert_eq!(log.store.held_count(&crate::source::testing::name()).await.expect("counted"), 2);
 
     let removal = Removal { entity_ref: theirs, occurred_at: None, cause: Cause::Ingest };
     log.store.append(append(Change::Remove(removal))).await.expect("appended");
 
-    bridge.wait_for_truth(&catalog).await;
+    wait_for_truth(&bridge, &catalog).await;
     assert_eq!(log.rejected_count().await, 0);
     bridge.stop().await;
     check_well_formed(&log.events().await);
+}
+
+/// Counts alone would take one vanished and one unseen entity for equal; the sums of the hashes do not.
+#[tokio::test]
+async fn the_server_hashes_refs_as_we_do() {
+    let catalog = Catalog::new("hashes", Collation::English).await;
+    let refs: Vec<String> = (0..200).map(|length| "aB-._/:ä".chars().cycle().take(length).collect()).collect();
+
+    let theirs: Vec<i64> = sqlx::query_scalar(
+        "select hashtextextended(ref collate \"C\", 0) from unnest($1::text[]) with ordinality as refs (ref, number) order by number",
+    )
+    .bind(&refs)
+    .fetch_all(&mut catalog.connect().await)
+    .await
+    .expect("hashed");
+
+    let ours: Vec<i64> = refs.iter().map(|text| super::super::ref_hash::ref_hash(text)).collect();
+    assert_eq!(ours, theirs);
 }
 
 #[test]

@@ -9,9 +9,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::super::Settings;
-use super::catalog::Catalog;
-use crate::source::{self, Handle, Metrics, Source, SourceKind, Sources};
+use super::{Handle, Metrics, Settings, Source, SourceKind, Sources};
 use crate::store::{self, ClaimRequest, ConsumerKind, ReadLimits, Start, Store};
 use crate::telemetry::{ConsumerState, ConsumerStatus, StatusBoard};
 
@@ -87,19 +85,19 @@ pub(super) struct Bridge {
 }
 
 pub(super) fn name() -> SourceName {
-    SourceName::parse("backstage").expect("a name")
+    SourceName::parse("catalog").expect("a name")
 }
 
 impl Bridge {
     /// A process of its own.
-    pub(super) fn start(settings: Settings, log: &Log) -> Self {
-        Self::start_as(&uuid::Uuid::new_v4().to_string(), settings, log)
+    pub(super) fn start(kind: SourceKind, log: &Log) -> Self {
+        Self::start_as(&uuid::Uuid::new_v4().to_string(), kind, log)
     }
 
     /// A process that takes the leases of this owner at once, as its successor on the same machine does in time.
-    pub(super) fn start_as(owner: &str, settings: Settings, log: &Log) -> Self {
-        let sources = vec![Source { name: name(), kind: SourceKind::BackstageDb(settings) }];
-        let shared = source::Settings { owner: owner.to_owned(), lease: Duration::from_secs(15) };
+    pub(super) fn start_as(owner: &str, kind: SourceKind, log: &Log) -> Self {
+        let sources = vec![Source { name: name(), kind }];
+        let shared = Settings { owner: owner.to_owned(), lease: Duration::from_secs(15) };
         let board = StatusBoard::default();
         let sources = Sources::new(sources, shared, Arc::clone(&log.store), board.clone(), Metrics::default());
         let handle = sources.handle();
@@ -139,11 +137,11 @@ impl Bridge {
         self.wait_for_state("running", |state| *state == ConsumerState::Running).await;
     }
 
-    /// Waits until the log holds exactly what the catalog holds.
-    pub(super) async fn wait_for_truth(&self, catalog: &Catalog) {
+    /// Waits until the log holds exactly this, JSON by ref; it is asked again each time.
+    pub(super) async fn wait_for_log(&self, truth: impl AsyncFn() -> BTreeMap<String, String>) {
         let end = Instant::now() + PATIENCE;
         loop {
-            let truth = catalog.truth().await;
+            let truth = truth().await;
             let log = live(&self.log.events().await);
             if truth == log {
                 return;
