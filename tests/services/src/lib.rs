@@ -12,10 +12,14 @@
 //! Knows nothing of catalog-bridge itself.
 
 mod account;
+mod backstage;
 mod cache;
+mod debian;
+mod fault_proxy;
 mod kafka;
 mod kafka_security;
 mod maven;
+mod pgbouncer;
 mod port;
 mod postgres;
 mod process;
@@ -23,8 +27,11 @@ mod server;
 pub mod shared;
 mod supervisor;
 
+pub use backstage::{Backstage, BackstageOptions, BackstageVersion, Division, OrphanStrategy};
 pub use cache::cache_directory;
+pub use fault_proxy::{Direction, FaultProxy};
 pub use kafka::{Kafka, KafkaOptions};
 pub use kafka_security::KafkaSecurity;
+pub use pgbouncer::{PgBouncer, PgBouncerOptions};
 pub use postgres::{Collation, Postgres, PostgresOptions, PostgresVersion};
 pub use server::Server;

@@ -3,55 +3,84 @@
 use std::env;
 
 use anyhow::{Result, bail};
-use catalog_bridge_services::{Kafka, KafkaOptions, Postgres, PostgresOptions, PostgresVersion};
+use catalog_bridge_services::{
+    Backstage, BackstageOptions, BackstageVersion, Kafka, KafkaOptions, PgBouncer, PgBouncerOptions, Postgres,
+    PostgresOptions, PostgresVersion,
+};
 
 const USAGE: &str = "usage: catalog-bridge-services install|up [NAME…]
-  install  fills the cache (CATALOG_BRIDGE_CACHE)
-  up       starts servers on loopback, prints their addresses, stops them at Ctrl-C
-names: postgres, kafka; without a name, all";
+  install  fills the cache (CATALOG_BRIDGE_CACHE); without a name, all
+  up       starts servers on loopback, prints their addresses, stops them at Ctrl-C; without a name: postgres kafka backstage
+names: postgres kafka backstage backstage-old pgbouncer";
 
-const NAMES: &[&str] = &["postgres", "kafka"];
+const NAMES: &[&str] = &["postgres", "kafka", "backstage", "backstage-old", "pgbouncer"];
+const NAMES_BY_DEFAULT: &[&str] = &["postgres", "kafka", "backstage"];
 
 #[tokio::main]
 async fn main() -> Result<()> {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let Some((command, names)) = arguments.split_first() else { bail!("{USAGE}") };
-    if let Some(unknown) = names.iter().find(|name| !NAMES.contains(&name.as_str())) {
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    if let Some(unknown) = names.iter().find(|name| !NAMES.contains(name)) {
         bail!("there is no server {unknown:?}\n{USAGE}");
     }
-    let is_wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
     match command.as_str() {
-        "install" => install(is_wanted).await,
-        "up" => up(is_wanted).await,
+        "install" => install(if names.is_empty() { NAMES } else { &names }).await,
+        "up" => up(if names.is_empty() { NAMES_BY_DEFAULT } else { &names }).await,
         _ => bail!("{USAGE}"),
     }
 }
 
-async fn install(is_wanted: impl Fn(&str) -> bool) -> Result<()> {
-    if is_wanted("postgres") {
-        for version in [PostgresVersion::V14, PostgresVersion::V17, PostgresVersion::V18] {
-            Postgres::install(version).await?;
+async fn install(names: &[&str]) -> Result<()> {
+    for name in names {
+        match *name {
+            "postgres" => {
+                for version in [PostgresVersion::V14, PostgresVersion::V17, PostgresVersion::V18] {
+                    Postgres::install(version).await?;
+                }
+            }
+            "kafka" => Kafka::install().await?,
+            "backstage" => drop(Backstage::install(BackstageVersion::New).await?),
+            "backstage-old" => drop(Backstage::install(BackstageVersion::Old).await?),
+            _ => drop(PgBouncer::install().await?),
         }
-    }
-    if is_wanted("kafka") {
-        Kafka::install().await?;
     }
     Ok(())
 }
 
 /// Holds the servers until Ctrl-C; whatever way this process then ends, its supervisor stops them.
-async fn up(is_wanted: impl Fn(&str) -> bool) -> Result<()> {
-    let mut _postgres = None;
-    if is_wanted("postgres") {
-        let postgres = Postgres::start(PostgresOptions::default()).await?;
-        println!("postgres {}", postgres.url("postgres"));
-        _postgres = Some(postgres);
+async fn up(names: &[&str]) -> Result<()> {
+    let is_wanted = |name: &str| names.contains(&name);
+    let mut postgres = None;
+    let mut others: Vec<Box<dyn Send>> = Vec::new();
+    if is_wanted("postgres") || is_wanted("pgbouncer") || is_wanted("backstage") || is_wanted("backstage-old") {
+        let started = Postgres::start(PostgresOptions::default()).await?;
+        println!("postgres {}", started.url("postgres"));
+        postgres = Some(started);
     }
-    let mut _kafka = None;
+    if let Some(postgres) = postgres.as_ref().filter(|_| is_wanted("pgbouncer")) {
+        let pooler = PgBouncer::start(postgres, PgBouncerOptions::default()).await?;
+        println!("pgbouncer {}", pooler.url("postgres"));
+        others.push(Box::new(pooler));
+    }
     if is_wanted("kafka") {
         let kafka = Kafka::start(KafkaOptions::default()).await?;
         println!("kafka {}", kafka.bootstrap());
-        _kafka = Some(kafka);
+        others.push(Box::new(kafka));
+    }
+    for (name, version) in [("backstage", BackstageVersion::New), ("backstage-old", BackstageVersion::Old)] {
+        if let Some(postgres) = postgres.as_ref().filter(|_| is_wanted(name)) {
+            let backstage = Backstage::start(postgres, BackstageOptions { version, ..Default::default() }).await?;
+            println!(
+                "{name} {} token {} control {} database {} schema {}",
+                backstage.url(),
+                backstage.token(),
+                backstage.control_url("/mutate"),
+                backstage.database_url(),
+                backstage.schema(),
+            );
+            others.push(Box::new(backstage));
+        }
     }
     println!("ready; Ctrl-C stops them");
     tokio::signal::ctrl_c().await?;

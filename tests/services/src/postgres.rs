@@ -181,6 +181,10 @@ impl Postgres {
         format!("127.0.0.1:{}", self.port.number())
     }
 
+    pub(crate) fn port(&self) -> u16 {
+        self.port.number()
+    }
+
     /// The URL of a database of this server, whether or not it exists.
     pub fn url(&self, database: &str) -> String {
         format!("postgres://postgres@{}/{database}", self.address())

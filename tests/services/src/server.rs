@@ -13,12 +13,11 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{
     account::Account,
-    process::{Process, StopSignal},
+    process::{Process, StopSignal, log_tail},
 };
 
 /// How one tells that a server is ready for clients. An open port alone is not always it.
 #[derive(Clone, Copy, Debug)]
-#[expect(dead_code, reason = "the servers without a telling log come next")]
 pub(crate) enum Readiness {
     /// The server logs this text.
     Log(&'static str),
@@ -63,6 +62,11 @@ impl Server {
     /// What the server has logged since its last start.
     pub fn read_log(&self) -> String {
         String::from_utf8_lossy(&fs::read(self.log_path()).unwrap_or_default()).into_owned()
+    }
+
+    /// The last lines of that log, as part of an error.
+    pub(crate) fn log_tail(&self) -> String {
+        log_tail(&self.log_path())
     }
 
     fn log_path(&self) -> PathBuf {

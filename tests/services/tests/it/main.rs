@@ -1,6 +1,9 @@
 //! Every server starts, answers, survives a crash and ends with its parent.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+mod backstage;
+mod fault_proxy;
 mod kafka;
+mod pgbouncer;
 mod postgres;
 mod supervisor;
