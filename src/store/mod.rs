@@ -14,6 +14,7 @@ mod metrics;
 mod page;
 mod postgres;
 mod queries;
+pub mod retention;
 mod settings;
 mod sqlite;
 #[cfg(test)]

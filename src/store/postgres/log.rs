@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::super::{
     Append, Appended, EventLog, HeldEntity, LogEntry, LogState, Page, ReadLimits, Rejected, RetentionPolicy,
-    RetentionReport, StatePage, StoreError, queries,
+    RetentionReport, StatePage, StoreError, queries, retention,
 };
 use super::{PostgresStore, read};
 
@@ -106,7 +106,6 @@ impl EventLog for PostgresStore {
     }
 
     async fn retain(&self, policy: &RetentionPolicy) -> Result<RetentionReport, StoreError> {
-        let _ = policy;
-        Err(StoreError::Unavailable { action: "retain events", source: "retention lands with positions".into() })
+        retention::retain(self, &self.ledger, policy).await
     }
 }

@@ -14,6 +14,7 @@ mod log;
 mod migrate;
 mod read;
 mod restore;
+mod retain;
 mod states;
 mod transaction;
 mod write;
@@ -25,12 +26,13 @@ use catalog_bridge_api::{BoxError, Offset};
 use chrono::{DateTime, Utc};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgRow};
 use sqlx::{PgPool, Row, query};
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, Notify};
 
 use self::follow::Follower;
 use self::restore::KnownStart;
 use self::transaction::{Begin, Transaction};
 use super::head::Head;
+use super::retention::Ledger;
 use super::{LogState, Metrics, PostgresSettings, Settings, StoreError};
 
 /// The store. Cheap to clone.
@@ -40,6 +42,7 @@ pub(crate) struct PostgresStore {
     begin: Begin,
     head: Head,
     metrics: Metrics,
+    ledger: Arc<Mutex<Ledger>>,
     known_start: KnownStart,
     /// Makes the next look at the head come at once.
     wake: Arc<Notify>,
@@ -72,6 +75,7 @@ impl PostgresStore {
             begin,
             head: Head::new(state),
             metrics,
+            ledger: Arc::default(),
             known_start: KnownStart::default(),
             wake: Arc::new(Notify::new()),
             _follower: None,

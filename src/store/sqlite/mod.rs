@@ -11,6 +11,7 @@ mod lock;
 mod log;
 mod migrate;
 mod read;
+mod retain;
 mod states;
 mod write;
 
@@ -23,10 +24,12 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
 use sqlx::{Row, Sqlite, SqliteConnection, SqlitePool, Transaction, query};
+use tokio::sync::Mutex;
 use uuid::Uuid;
 
 use self::lock::FileLock;
 use super::head::Head;
+use super::retention::Ledger;
 use super::{LogState, Metrics, StoreError};
 
 /// The store. Cheap to clone.
@@ -37,6 +40,7 @@ pub(crate) struct SqliteStore {
     readers: SqlitePool,
     head: Head,
     metrics: Metrics,
+    ledger: Arc<Mutex<Ledger>>,
     _lock: Arc<FileLock>,
 }
 
@@ -59,7 +63,14 @@ impl SqliteStore {
         let mut reader = readers.acquire().await.map_err(unavailable(open))?;
         let state = read_state(&mut reader).await?;
         drop(reader);
-        Ok(SqliteStore { writer, readers, head: Head::new(state), metrics, _lock: Arc::new(lock) })
+        Ok(SqliteStore {
+            writer,
+            readers,
+            head: Head::new(state),
+            metrics,
+            ledger: Arc::default(),
+            _lock: Arc::new(lock),
+        })
     }
 
     /// The one transaction that writes; it holds the head lock.
