@@ -18,8 +18,9 @@ use crate::config::Config;
 use crate::http::{Control, ControlError, Http, Listeners, Parts};
 use crate::source::{CommandError, Handle, Sources};
 use crate::store::{Store, StoreError, Tail};
-use crate::telemetry::StatusBoard;
-use crate::{delivery, http, source, store};
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::{self, StatusBoard};
+use crate::{delivery, source, store};
 
 /// Longest pause between two attempts to open the store.
 const STORE_PAUSE_MAX: Duration = Duration::from_secs(10);
@@ -28,9 +29,9 @@ const STORE_PAUSE_MAX: Duration = Duration::from_secs(10);
 /// and leases given up.
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
     let owner = format!("{}", uuid::Uuid::new_v4());
-    let mut registry = Registry::default();
+    let mut registry = telemetry::metrics::Registry::default();
     let metrics = Metrics::register(&mut registry);
-    let registry = Arc::new(registry);
+    let registry = Arc::new(registry.into_registered());
     let listeners = Listeners::bind(&config.http).await?;
     info!(address = %listeners.address()?, admin = ?listeners.admin_address(), "listening");
 
@@ -79,30 +80,6 @@ async fn keep(store: Arc<dyn Store>, retention: store::RetentionPolicy, shutdown
             let _ = store.retain(&retention).await;
             next = tokio::time::Instant::now() + Duration::from_secs(60);
         }
-    }
-}
-
-/// What all rooms count.
-struct Metrics {
-    store: store::Metrics,
-    source: source::Metrics,
-    delivery: delivery::Metrics,
-    http: http::Metrics,
-}
-
-impl Metrics {
-    fn register(registry: &mut Registry) -> Self {
-        let metrics = Metrics {
-            store: store::Metrics::default(),
-            source: source::Metrics::default(),
-            delivery: delivery::Metrics::new(),
-            http: http::Metrics::default(),
-        };
-        metrics.store.register(registry);
-        metrics.source.register(registry);
-        metrics.delivery.register(registry);
-        metrics.http.register(registry);
-        metrics
     }
 }
 
