@@ -99,6 +99,9 @@ fn check_size(append: &Append) -> Result<(), StoreError> {
             "{bytes} bytes of entities at once: send at most {APPEND_BYTES_MAX}"
         )));
     }
+    if append.idempotency.as_ref().is_some_and(|idempotency| idempotency.key.len() > LABEL_BYTES_MAX) {
+        return Err(StoreError::TooLarge(format!("the Idempotency-Key is longer than {LABEL_BYTES_MAX} bytes")));
+    }
     Ok(())
 }
 

@@ -1,12 +1,16 @@
 //! The statements that read the same way in both stores. Each store binds and decodes them itself.
 
-/// Events `e` with the bodies of their predecessors `p` that lie at or below `$1`. Inside a page a predecessor is in the page.
+// Predecessors are looked up by scalar subqueries: joined, a planner may choose to merge whole ranges of bodies.
+
+/// Events `e` with the bodies of their predecessors that lie at or below `$1`. Inside a page a predecessor is in the page.
 macro_rules! event_query {
     ($rest:literal) => {
         concat!(
             "select e.event_offset, e.type, e.entity_ref, e.uid, e.entity, e.changed, e.occurred_at, e.recorded_at, ",
-            "e.cause, e.previous_offset, p.entity as previous_entity ",
-            "from events e left join events p on p.event_offset = e.previous_offset and p.event_offset <= $1 ",
+            "e.cause, e.previous_offset, ",
+            "(select p.entity from events p where p.event_offset = e.previous_offset and p.event_offset <= $1) ",
+            "as previous_entity ",
+            "from events e ",
             $rest
         )
     };
@@ -14,8 +18,11 @@ macro_rules! event_query {
 
 /// Sizes before bodies: after `$1`, at most `$2` rows.
 pub(super) const READ_SIZES: &str = "
-select e.event_offset, e.entity_bytes + coalesce(p.entity_bytes, 0) as bytes
-from events e left join events p on p.event_offset = e.previous_offset
+select
+    e.event_offset,
+    e.entity_bytes
+        + coalesce((select p.entity_bytes from events p where p.event_offset = e.previous_offset), 0) as bytes
+from events e
 where e.event_offset > $1
 order by e.event_offset
 limit $2";
@@ -33,8 +40,11 @@ pub(super) const LATEST: &str =
 
 /// Sizes before bodies of an entity's (`$2`) events before `$1`, newest first, at most `$3` rows.
 pub(super) const HISTORY_SIZES: &str = "
-select e.event_offset, e.entity_bytes + coalesce(p.entity_bytes, 0) as bytes
-from events e left join events p on p.event_offset = e.previous_offset
+select
+    e.event_offset,
+    e.entity_bytes
+        + coalesce((select p.entity_bytes from events p where p.event_offset = e.previous_offset), 0) as bytes
+from events e
 where e.event_offset < $1 and e.entity_ref = $2
 order by e.event_offset desc
 limit $3";
@@ -72,8 +82,13 @@ from (
 /// Sizes before bodies of a walk's step: events after `$1` up to `$2` that are their entity's last event at or below `$3`;
 /// removals only above `$4`; at most `$5` rows.
 pub(super) const WALK_SIZES: &str = "
-select e.event_offset, e.entity_bytes + case when e.type = 'removed' then coalesce(p.entity_bytes, 0) else 0 end as bytes
-from events e left join events p on p.event_offset = e.previous_offset
+select
+    e.event_offset,
+    e.entity_bytes + case e.type
+        when 'removed' then coalesce((select p.entity_bytes from events p where p.event_offset = e.previous_offset), 0)
+        else 0
+    end as bytes
+from events e
 where e.event_offset > $1 and e.event_offset <= $2
     and (e.type <> 'removed' or e.event_offset > $4)
     and not exists (

@@ -35,6 +35,9 @@ use super::head::Head;
 use super::retention::Ledger;
 use super::{LogState, Metrics, PostgresSettings, Settings, StoreError};
 
+/// As `server_version_num`.
+const SERVER_VERSION_MIN: i32 = 130_000;
+
 /// The store. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct PostgresStore {
@@ -64,8 +67,14 @@ impl PostgresStore {
             .connect_with(connect_options(postgres)?)
             .await
             .map_err(unavailable("connect to the store"))?;
-        migrate::migrate(&pool, &postgres.schema).await?;
         let server_version = server_version(&pool).await?;
+        if server_version < SERVER_VERSION_MIN {
+            return Err(StoreError::Unavailable {
+                action: "use this server as the store",
+                source: format!("its version is {server_version}: PostgreSQL 13 or newer is needed").into(),
+            });
+        }
+        migrate::migrate(&pool, &postgres.schema).await?;
         let begin = Begin::new(&postgres.schema, server_version, settings.lease);
         let mut transaction = Transaction::begin(&pool, &begin.read).await?;
         let (state, _started_at) = query_state(&mut transaction, STATE).await?;

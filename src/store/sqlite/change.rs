@@ -2,7 +2,7 @@
 
 use catalog_bridge_api::EntityRef;
 use chrono::Utc;
-use sqlx::{SqliteConnection, query};
+use sqlx::{SqliteConnection, query, raw_sql};
 use uuid::Uuid;
 
 use super::super::checkpoint::EPOCH_JUMP;
@@ -17,6 +17,8 @@ impl SqliteStore {
             where entity_ref = $1 and (entity is not null or changed is not null)";
         let action = "redact an entity";
         let mut transaction = self.begin_write().await?;
+        // What is freed is overwritten; otherwise the bodies would stay in the file's free pages.
+        raw_sql("pragma secure_delete = on").execute(&mut *transaction).await.map_err(unavailable(action))?;
         let state = self.lock_head(&mut transaction).await?;
         let redacted = query(REDACT)
             .bind(entity_ref.as_str())
@@ -29,8 +31,13 @@ impl SqliteStore {
             .execute(&mut *transaction)
             .await
             .map_err(unavailable(action))?;
+        raw_sql("pragma secure_delete = off").execute(&mut *transaction).await.map_err(unavailable(action))?;
         transaction.commit().await.map_err(unavailable(action))?;
         self.head.publish(&LogState { redactions: state.redactions + 1, ..state });
+        // And what the write-ahead log still holds goes with it, unless a reader is in the way: then with a later checkpoint.
+        if let Err(error) = raw_sql("pragma wal_checkpoint(truncate)").execute(&self.writer).await {
+            tracing::warn!(error = %error, "the write-ahead log could not be emptied after a redaction");
+        }
         Ok(redacted)
     }
 

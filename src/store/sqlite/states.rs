@@ -17,8 +17,10 @@ use super::{SqliteStore, json_of, number_of, read_state, unavailable};
 /// The events at these offsets, removals with the bodies before them.
 const BY_OFFSETS: &str = "
     select e.event_offset, e.type, e.entity_ref, e.uid, e.entity, e.changed, e.occurred_at, e.recorded_at, e.cause,
-        e.previous_offset, p.entity as previous_entity
-    from events e left join events p on p.event_offset = e.previous_offset and e.type = 'removed'
+        e.previous_offset, case e.type
+            when 'removed' then (select p.entity from events p where p.event_offset = e.previous_offset)
+        end as previous_entity
+    from events e
     where e.event_offset in (select value from json_each($1))
     order by e.event_offset";
 

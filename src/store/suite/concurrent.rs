@@ -11,6 +11,8 @@ on_both_stores! {
     many_writers_make_one_dense_log,
     /// P1.
     readers_never_see_a_gap_or_a_late_event,
+    /// P4.
+    a_snapshot_taken_among_writers_and_the_events_after_it_are_the_live_state,
     /// P9.
     of_two_owners_one_is_fenced,
     a_caller_that_goes_away_leaves_no_half_append,
@@ -80,6 +82,46 @@ async fn readers_never_see_a_gap_or_a_late_event(store: Subject) {
 
     let final_events = store.events().await;
     assert!(seen.iter().all(|events| *events == final_events));
+}
+
+async fn a_snapshot_taken_among_writers_and_the_events_after_it_are_the_live_state(store: Subject) {
+    let mut writers = JoinSet::new();
+    for writer in 0..6 {
+        writers.spawn(write(store.clone(), writer));
+    }
+    let mut bootstraps = JoinSet::new();
+    for reader in 0..6 {
+        let store = store.clone();
+        bootstraps.spawn(async move {
+            let mut watch = store.log.watch();
+            let begun = watch.wait_for(|state| state.head.get() > reader * 20).await.expect("writers run").head;
+            let mut state = std::collections::BTreeMap::new();
+            let mut last: Option<EntityRef> = None;
+            loop {
+                let page = store.log.state_at(begun, last.as_ref(), limits(2)).await.expect("state");
+                last = page.entries.last().map(|entry| entry.event.entity_ref.clone()).or(last);
+                let live = |entry: &Arc<crate::store::LogEntry>| entry.event.entity.clone().expect("live");
+                state.extend(page.entries.iter().map(|entry| (entry.event.entity_ref.clone(), live(entry))));
+                if !page.more {
+                    return (begun, state);
+                }
+            }
+        });
+    }
+    writers.join_all().await;
+
+    let snapshots = bootstraps.join_all().await;
+
+    let events = store.events().await;
+    for (begun, mut state) in snapshots {
+        for event in events.iter().filter(|event| event.offset > begun) {
+            match &event.entity {
+                Some(entity) => state.insert(event.entity_ref.clone(), entity.clone()),
+                None => state.remove(&event.entity_ref),
+            };
+        }
+        assert_eq!(state, fold(&events), "begun at {begun}");
+    }
 }
 
 async fn of_two_owners_one_is_fenced(store: Subject) {

@@ -63,3 +63,23 @@ async fn a_second_sqlite_store_waits_for_the_first() {
     let second = tokio::time::timeout(std::time::Duration::from_secs(30), second).await.expect("opens").expect("ran");
     assert_eq!(second.expect("the store opens").log().watch().borrow().head, Offset::new(1));
 }
+
+/// A redacted body is in none of the store's files, also not in free pages or in the write-ahead log.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redacted_body_leaves_the_sqlite_files() {
+    let store = Subject::sqlite().await;
+    let body = format!(r#"{{"fill":"{}","secret":"needle-4711"}}"#, "x".repeat(20_000));
+    store.append(vec![upsert("a", &body), upsert("a", "{}")]).await;
+    let holds_it = || {
+        let files = std::fs::read_dir(store._directory.path()).expect("listed");
+        files.filter_map(Result::ok).any(|file| {
+            let content = std::fs::read(file.path()).expect("read");
+            content.windows(11).any(|window| window == b"needle-4711")
+        })
+    };
+    assert!(holds_it());
+
+    store.log.redact(&entity_ref("a")).await.expect("redacted");
+
+    assert!(!holds_it());
+}
