@@ -131,7 +131,9 @@ fn an_oversize_event_goes_as_a_reference() {
         assert_eq!(data.get("entity"), None);
         let attribute = message.attributes.iter().find(|(name, _)| *name == "dataref").map(|(_, value)| value.clone());
         let dataref = attribute.unwrap_or_else(|| body["dataref"].as_str().expect("a dataref").to_owned());
-        assert_eq!(dataref, "https://bridge.example/api/catalog/events/17?logId=00000000-0000-0000-0000-000000001234");
+        let place = "https://bridge.example/api/catalog/events/17";
+        let query = "logId=00000000-0000-0000-0000-000000001234&entityRef=component:default/a%2B%C3%A9";
+        assert_eq!(dataref, format!("{place}?{query}"));
     }
 }
 
