@@ -113,6 +113,10 @@ impl Worker {
                     reporter.show(ConsumerState::Standby { owner });
                     self.settings.lease / 10
                 }
+                Err(error @ StoreError::Expired { .. }) => {
+                    reporter.show(ConsumerState::Misconfigured { reason: format!("start: {error}") });
+                    LOOK_AGAIN
+                }
                 Err(error) => {
                     reporter.show(ConsumerState::StoreAway { error: error.to_string() });
                     retry.failed(Utc::now(), None, rand::random())
@@ -154,11 +158,22 @@ struct Owned<'worker> {
     /// A refused event: everything before it is still delivered.
     blocked: Option<Standing>,
     commands: u64,
+    /// False when a session had to be dropped: what it sent may land for another `flight`.
+    is_clean: bool,
 }
 
 impl<'worker> Owned<'worker> {
     fn new(worker: &'worker Worker, keeper: Keeper, reporter: &'worker mut Reporter) -> Self {
-        Owned { worker, keeper, reporter, retry: Retry::default(), position: None, blocked: None, commands: 0 }
+        Owned {
+            worker,
+            keeper,
+            reporter,
+            retry: Retry::default(),
+            position: None,
+            blocked: None,
+            commands: 0,
+            is_clean: true,
+        }
     }
 
     /// Delivers until the lease is lost or given up; returns how long to wait before the next claim.
@@ -193,6 +208,13 @@ impl<'worker> Owned<'worker> {
             () = self.worker.shutdown.cancelled() => return Next::Stop,
         };
         self.adopt(&row);
+        if !self.is_clean {
+            self.is_clean = true;
+            tokio::select! {
+                () = tokio::time::sleep(self.worker.sink.connector.limits().flight) => {}
+                () = self.worker.shutdown.cancelled() => self.is_clean = false,
+            }
+        }
         if row.paused {
             self.reporter.show(ConsumerState::Paused);
             self.stand(None).await
@@ -252,6 +274,7 @@ impl<'worker> Owned<'worker> {
             skips,
             barrier,
             commands: self.commands,
+            is_clean: &mut self.is_clean,
         };
         let ended = run.run(session).await;
         self.save_rest().await;
@@ -514,6 +537,10 @@ impl<'worker> Owned<'worker> {
                 && let Err(error) = store.save(sink, &last).await
             {
                 tracing::warn!(sink, %error, "the last checkpoint was not saved; what follows it is delivered again");
+            }
+            if !self.is_clean {
+                // The lease and its flight end by themselves: a taker must wait for what may still land.
+                return;
             }
             if let Err(error) = self.keeper.release(store, sink).await {
                 tracing::warn!(sink, %error, "the lease was not given up; it ends by itself");

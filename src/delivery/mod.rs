@@ -208,3 +208,6 @@ impl Default for Nudge {
         Nudge::new()
     }
 }
+
+#[cfg(test)]
+mod tests;

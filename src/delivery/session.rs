@@ -75,6 +75,8 @@ pub(super) struct SessionRun<'driver> {
     pub(super) barrier: Option<Offset>,
     /// The operator's commands that were acted on.
     pub(super) commands: u64,
+    /// Set to false when the connector's future had to be dropped.
+    pub(super) is_clean: &'driver mut bool,
 }
 
 impl SessionRun<'_> {
@@ -225,6 +227,7 @@ impl Live<'_> {
             }
         };
         if outcome.is_none() {
+            *self.run.is_clean = false;
             running.0.abort();
             let _ = (&mut running.0).await;
         }
