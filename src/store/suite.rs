@@ -13,7 +13,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use catalog_bridge_api::{Cause, EntityRef, Event, JsonText, Offset, SourceName};
+use catalog_bridge_services::{PgBouncer, PgBouncerOptions};
 use sqlx::{AssertSqlSafe, query_scalar, raw_sql};
+use tokio::sync::OnceCell;
 
 use super::postgres::PostgresStore;
 use super::sqlite::SqliteStore;
@@ -41,6 +43,12 @@ enum Raw {
 impl Subject {
     async fn postgres() -> Self {
         Self::open(Settings::postgres(fresh_database().await), tempfile::tempdir().expect("a directory")).await
+    }
+
+    /// The same through PgBouncer in transaction mode, with fewer server connections than the tests have clients.
+    async fn pgbouncer() -> Self {
+        Self::open(Settings::postgres(pooled(&fresh_database().await).await), tempfile::tempdir().expect("a directory"))
+            .await
     }
 
     async fn sqlite() -> Self {
@@ -168,6 +176,18 @@ async fn fresh_database() -> String {
     catalog_bridge_services::shared::fresh_database("store").await.expect("a database")
 }
 
+/// The same database through a shared PgBouncer.
+async fn pooled(direct: &str) -> String {
+    static SHARED: OnceCell<PgBouncer> = OnceCell::const_new();
+    let start = || async {
+        let server = catalog_bridge_services::shared::postgres().await?;
+        PgBouncer::start(server, PgBouncerOptions { pool_size: 3, ..PgBouncerOptions::default() }).await
+    };
+    let pgbouncer = SHARED.get_or_try_init(start).await.expect("PgBouncer starts");
+    let (_, database) = direct.rsplit_once('/').expect("a path");
+    pgbouncer.url(database)
+}
+
 fn limits(events_max: usize) -> ReadLimits {
     ReadLimits { events_max, bytes_max: 1024 * 1024 }
 }
@@ -236,13 +256,20 @@ fn fold(events: &[Event]) -> BTreeMap<EntityRef, JsonText> {
     state
 }
 
-/// Runs each claim against both stores.
+/// Runs each claim against both stores, and against PostgreSQL also through PgBouncer.
 macro_rules! on_both_stores {
     ($($(#[$doc:meta])* $claim:ident,)*) => {
         mod postgres {
             $($(#[$doc])* #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $claim() {
                 super::$claim(super::super::Subject::postgres().await).await;
+            })*
+        }
+
+        mod pgbouncer {
+            $($(#[$doc])* #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $claim() {
+                super::$claim(super::super::Subject::pgbouncer().await).await;
             })*
         }
 

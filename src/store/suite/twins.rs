@@ -35,12 +35,13 @@ async fn both_stores_have_the_same_migrations() {
     assert_eq!(postgres.texts(APPLIED).await, sqlite.texts(APPLIED).await);
 }
 
-/// Replicas that start together migrate once.
+/// Replicas that start together, some of them through PgBouncer, migrate once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_that_start_together_migrate_once() {
-    let settings = Settings::postgres(fresh_database().await);
+    let direct = fresh_database().await;
+    let settings = [Settings::postgres(pooled(&direct).await), Settings::postgres(direct)];
 
-    let opened = futures::future::join_all((0..6).map(|_| Raw::try_open(&settings))).await;
+    let opened = futures::future::join_all((0..6).map(|replica| Raw::try_open(&settings[replica % 2]))).await;
 
     let ids: Vec<_> =
         opened.into_iter().map(|raw| raw.expect("the store opens").log().watch().borrow().log_id).collect();
