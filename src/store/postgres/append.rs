@@ -1,6 +1,7 @@
 //! The fenced append: one transaction under the head lock, so a source's position and its events are one commit.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use catalog_bridge_api::{EntityRef, JsonText, Offset, SourceName};
@@ -8,6 +9,7 @@ use chrono::{DateTime, Utc};
 use futures::TryStreamExt;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row, query, query_scalar};
+use tokio::sync::OwnedMutexGuard;
 
 use super::super::decide::{Decision, Held, Prepared, decide};
 use super::super::page::{Sized, chunks};
@@ -64,6 +66,7 @@ impl PostgresStore {
     }
 
     async fn append_prepared(&self, prepared: Prepared) -> Result<Appended, StoreError> {
+        let _turn = self.await_turn().await?;
         let (transaction, written) = match self.bounded(ACTION, self.write(prepared)).await? {
             Outcome::Answered(appended) => return Ok(appended),
             Outcome::Ready(transaction, written) => (transaction, written),
@@ -77,6 +80,16 @@ impl PostgresStore {
         self.head.publish(&written.state);
         self.metrics.events(&written.decision);
         Ok(written.appended)
+    }
+
+    /// Appends of one process follow one another here, in the order in which they came: they would only wait for the head
+    /// lock, each with a connection that readers miss.
+    async fn await_turn(&self) -> Result<OwnedMutexGuard<()>, StoreError> {
+        let turn = tokio::time::timeout(self.begin.limit * 2, Arc::clone(&self.turn).lock_owned()).await;
+        turn.map_err(|_| {
+            self.metrics.failed(ACTION);
+            StoreError::Unavailable { action: ACTION, source: "earlier appends are still under way".into() }
+        })
     }
 
     async fn write(&self, prepared: Prepared) -> Result<Outcome, StoreError> {

@@ -45,6 +45,8 @@ pub(crate) struct PostgresStore {
     begin: Begin,
     head: Head,
     metrics: Metrics,
+    /// Whose append it is, in this process.
+    turn: Arc<Mutex<()>>,
     ledger: Arc<Mutex<Ledger>>,
     known_start: KnownStart,
     /// Makes the next look at the head come at once.
@@ -84,6 +86,7 @@ impl PostgresStore {
             begin,
             head: Head::new(state),
             metrics,
+            turn: Arc::default(),
             ledger: Arc::default(),
             known_start: KnownStart::default(),
             wake: Arc::new(Notify::new()),
