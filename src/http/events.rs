@@ -64,13 +64,13 @@ pub(super) const EVENTS_PARAMS: &[Param] = &[
 pub(super) const EVENT_PARAMS: &[Param] = &[
     Param {
         name: "entityRef",
-        about: "The entity of the event: when the event is no longer kept, its entity's last event is answered, with \
-                `expiredOffset`.",
+        about: "The entity of the event: when the event is no longer kept, or is another log's, its entity's last event is \
+                answered, with `expiredOffset`.",
         form: Form::Text,
     },
     Param {
         name: "logId",
-        about: "The log that the offset belongs to; 409 when it is another one now.",
+        about: "The log that the offset belongs to; without entityRef 409 when it is another one now.",
         form: Form::Text,
     },
 ];
@@ -261,7 +261,7 @@ pub(super) async fn head(
     }))
 }
 
-/// `GET /events/{offset}`.
+/// `GET /events/{offset}`: what the references of oversize messages lead to.
 pub(super) async fn event(
     State(context): State<Arc<Context>>,
     Reader(access): Reader,
@@ -270,23 +270,21 @@ pub(super) async fn event(
 ) -> Result<Response, Problem> {
     let query = Query::parse(raw.as_deref(), EVENT_PARAMS)?;
     let offset = parse_offset("offset", &offset)?;
-    let stand_in = match query.text("entityRef") {
-        None => None,
-        Some(text) => Some(parse_ref("entityRef", text)?),
-    };
+    let stand_in = query.text("entityRef").map(|text| parse_ref("entityRef", text)).transpose()?;
+    let asked_log = parse_log_id(&query)?;
     let view = View { bound: access.bound.clone(), ..View::default() };
-    if let Some(asked) = parse_log_id(&query)?
-        && asked != context.known_state().log_id
-    {
-        context.checked_log(context.asked_state().await?, Some(asked), &view)?;
-    }
     let reservation = context.reserve_reply().await?;
+
     let entry = context.store().event(offset).await.map_err(|error| context.problem(error))?;
+    // Asked after the read: the same offset of another log is another event.
+    let state = context.asked_state().await?;
+    let is_other_log = asked_log.is_some_and(|log_id| log_id != state.log_id);
+    let entry = entry.filter(|_| !is_other_log);
     if let Some(event) = entry.as_ref().and_then(|entry| view.see(entry)) {
         return Ok(text_reply(reservation, event_text(&event)));
     }
-    let state = context.asked_state().await?;
-    let is_gone = entry.is_none() && offset <= state.head && offset > Offset::ZERO;
+
+    let is_gone = is_other_log || (entry.is_none() && offset <= state.head && offset > Offset::ZERO);
     if is_gone && let Some(entity_ref) = stand_in {
         let last = context.store().latest(&entity_ref).await.map_err(|error| context.problem(error))?;
         if let Some(event) = last.as_ref().and_then(|entry| view.see(entry)) {
@@ -295,6 +293,9 @@ pub(super) async fn event(
             text.extend_from_slice(format!(",\"expiredOffset\":{offset}}}").as_bytes());
             return Ok(text_reply(reservation, text));
         }
+    }
+    if is_other_log {
+        return Err(context.log_changed(&state, None));
     }
     // Whether a token with a filter would have seen an event that is gone is not known: it is told nothing.
     if is_gone && access.bound.is_none() {
