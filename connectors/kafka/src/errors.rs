@@ -92,7 +92,9 @@ pub(crate) fn hint(code: Code) -> &'static str {
         Code::UnknownTopic | Code::UnknownTopicOrPartition | Code::UnknownTopicId => {
             "create the topic or set ensure: true"
         }
-        Code::TopicAuthorizationFailed => "grant this user Describe and Write on the topic",
+        Code::TopicAuthorizationFailed => {
+            "grant this user Describe and Write on the topic, with delivery: transactional also Read"
+        }
         Code::ClusterAuthorizationFailed => "grant this user IdempotentWrite on the cluster, or Write on the topic",
         Code::TransactionalIdAuthorizationFailed => "grant this user Write and Describe on the transactional id",
         Code::SaslAuthenticationFailed | Code::Authentication => "check sasl.username and sasl.password",

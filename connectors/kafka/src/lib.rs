@@ -8,6 +8,7 @@ mod config;
 mod errors;
 mod native;
 mod partition;
+mod patience;
 mod producer;
 mod properties;
 mod record;

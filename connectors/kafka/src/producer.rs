@@ -34,6 +34,8 @@ const PURGE_WAIT: Duration = Duration::from_millis(500);
 const ABORT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause before a record is offered again to a full queue.
 const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(1);
+/// It doubles up to this in an outage.
+const QUEUE_FULL_PAUSE_MAX: Duration = Duration::from_millis(32);
 
 impl Producer {
     /// Makes the client; dials in the background.
@@ -109,8 +111,14 @@ impl Lane {
     }
 
     /// Hands one message to the client. While its queue is full, the same message is offered again: a later one must not
-    /// overtake it.
-    pub(crate) async fn send(&self, producer: &Producer, message: &Message, lease: &Lease) -> Result<(), End> {
+    /// overtake it; `look` is called meanwhile and may end it.
+    pub(crate) async fn send(
+        &self,
+        producer: &Producer,
+        message: &Message,
+        lease: &Lease,
+        mut look: impl FnMut() -> Result<(), End>,
+    ) -> Result<(), End> {
         let offset = usize::try_from(message.offset().get()).expect("Kafka's client wants 64 bits, as we do");
         let mut record = BaseRecord::with_opaque_to(&self.config.topic, offset)
             .partition(self.partition_of(message))
@@ -119,6 +127,7 @@ impl Lane {
         if let Some(value) = record::value(message, self.config.tombstones) {
             record = record.payload(value);
         }
+        let mut pause = QUEUE_FULL_PAUSE;
         loop {
             if let Some(failure) = producer.reports.failure() {
                 return Err(End::Failed(failure));
@@ -130,7 +139,9 @@ impl Lane {
             match error.rdkafka_error_code() {
                 Some(Code::QueueFull) => {
                     record = same;
-                    tokio::time::sleep(QUEUE_FULL_PAUSE).await;
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(QUEUE_FULL_PAUSE_MAX);
+                    look()?;
                 }
                 code => {
                     let record = Some((message.offset(), message.entity_ref.clone()));

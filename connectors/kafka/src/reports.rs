@@ -35,7 +35,6 @@ pub(crate) struct Reports {
     acks: OnceLock<Acks>,
     delivered: AtomicU64,
     wanted: AtomicU64,
-    is_stalled: AtomicBool,
     has_failed: AtomicBool,
     failure: Mutex<Option<Failure>>,
     /// Largest offset among the records refused with the first one: they may have been in one batch.
@@ -113,12 +112,9 @@ impl Reports {
         }
     }
 
-    fn count_delivered(&self, offset: Offset) {
+    pub(crate) fn count_delivered(&self, offset: Offset) {
         if let Some(acks) = self.acks.get() {
             acks.one(offset);
-            if self.is_stalled.load(Ordering::Relaxed) && self.is_stalled.swap(false, Ordering::AcqRel) {
-                acks.stalled(None);
-            }
         }
         let delivered = self.delivered.fetch_add(1, Ordering::SeqCst) + 1;
         if delivered == self.wanted.load(Ordering::SeqCst) {
@@ -142,19 +138,13 @@ impl Reports {
         self.changed.notify_one();
     }
 
-    fn note_trouble(&self, code: Code, words: &str) {
+    pub(crate) fn note_trouble(&self, code: Code, words: &str) {
         let is_refusal = errors::verdict_of(code, words) == errors::Verdict::Misconfigured;
         let mut trouble = self.trouble.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         // "all brokers are down" follows every other trouble and says less; other troubles follow a refusal.
         let says_more = trouble.as_ref().is_none_or(|known| !known.is_refusal && code != Code::AllBrokersDown);
         if is_refusal || says_more {
             *trouble = Some(Trouble { code, words: words.to_owned(), is_refusal });
-        }
-        let words = trouble.as_ref().map(|trouble| trouble.words.clone());
-        drop(trouble);
-        if let (Code::AllBrokersDown | Code::Authentication, Some(acks)) = (code, self.acks.get()) {
-            self.is_stalled.store(true, Ordering::Release);
-            acks.stalled(words);
         }
     }
 

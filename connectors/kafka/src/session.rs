@@ -14,17 +14,16 @@ use rdkafka::error::RDKafkaErrorCode as Code;
 use rdkafka::producer::Producer as _;
 
 use crate::errors::{self, Verdict};
+use crate::patience::Patience;
 use crate::producer::{End, Lane, Producer};
-use crate::reports::{Failure, Reports};
+use crate::reports::Failure;
 use crate::suspects::Suspects;
 use crate::topic::Pin;
 
 /// How often the lease and the client's troubles are looked at while nothing else happens.
-const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+pub(crate) const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// How long the end of the feed waits for what is in flight.
-pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long refused credentials must stop everything before the operator is told: a starting broker refuses them too.
-const REFUSAL_PATIENCE: Duration = Duration::from_secs(10);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How many messages are taken between two looks at everything else.
 const BURST: usize = 256;
 
@@ -83,39 +82,6 @@ impl Link {
     }
 }
 
-/// Notices a client that is refused and gets nowhere.
-#[derive(Debug)]
-pub(crate) struct Patience {
-    delivered: u64,
-    since: Instant,
-}
-
-impl Patience {
-    pub(crate) fn new() -> Self {
-        Patience { delivered: 0, since: Instant::now() }
-    }
-
-    /// To be called now and then, with how many records were sent.
-    pub(crate) fn look(&mut self, reports: &Reports, lease: &Lease, sent: u64) -> Result<(), End> {
-        if !lease.is_held() {
-            return Err(End::LeaseLost);
-        }
-        let delivered = reports.delivered();
-        if delivered != self.delivered {
-            reports.clear_trouble();
-        }
-        if delivered != self.delivered || delivered == sent {
-            *self = Patience { delivered, since: Instant::now() };
-        }
-        match reports.trouble() {
-            Some(trouble) if trouble.is_refusal && self.since.elapsed() > REFUSAL_PATIENCE => {
-                Err(End::Failed(Failure { code: trouble.code, words: trouble.words, record: None }))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
 /// A session of `delivery: idempotent`.
 pub(crate) struct IdempotentSession {
     pub(crate) link: Link,
@@ -125,8 +91,8 @@ pub(crate) struct IdempotentSession {
 impl Session for IdempotentSession {
     async fn run(self: Box<Self>, mut feed: Feed, acks: Acks) -> Result<(), ConnectorError> {
         acks.remember(self.link.state());
-        self.link.producer.reports.acknowledge_to(acks);
-        let outcome = match self.publish(&mut feed).await {
+        self.link.producer.reports.acknowledge_to(acks.clone());
+        let outcome = match self.publish(&mut feed, acks).await {
             Ok(()) | Err(End::LeaseLost) => Ok(()),
             Err(End::Failed(failure)) => Err(self.link.explain(failure).await),
         };
@@ -136,9 +102,9 @@ impl Session for IdempotentSession {
 }
 
 impl IdempotentSession {
-    async fn publish(&self, feed: &mut Feed) -> Result<(), End> {
+    async fn publish(&self, feed: &mut Feed, acks: Acks) -> Result<(), End> {
         let Link { producer, lane, .. } = &self.link;
-        let mut patience = Patience::new();
+        let mut patience = Patience::new(acks);
         let mut look = tokio::time::interval(LOOK_INTERVAL);
         let mut sent = 0;
         loop {
@@ -155,7 +121,8 @@ impl IdempotentSession {
             let mut next = Some(message);
             let mut burst = 0;
             while let Some(message) = next {
-                if let Err(end) = lane.send(producer, &message, feed.lease()).await {
+                let look = || patience.look(&producer.reports, feed.lease(), sent);
+                if let Err(end) = lane.send(producer, &message, feed.lease(), look).await {
                     return self.end_of_sending(feed.lease(), sent, end).await;
                 }
                 sent += 1;

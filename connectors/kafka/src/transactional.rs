@@ -15,9 +15,10 @@ use rdkafka::producer::Producer as _;
 
 use crate::config::TRANSACTION_TIMEOUT;
 use crate::errors;
+use crate::patience::Patience;
 use crate::producer::{End, Native};
 use crate::reports::Failure;
-use crate::session::{Link, Patience};
+use crate::session::{LOOK_INTERVAL, Link};
 
 /// Records in one transaction.
 const CHUNK_EVENTS: u64 = 5_000;
@@ -73,8 +74,8 @@ impl Session for TransactionalSession {
 
 impl TransactionalSession {
     async fn publish(&self, feed: &mut Feed, acks: &Acks) -> Result<(), Stop> {
-        let mut patience = Patience::new();
-        let mut look = tokio::time::interval(Duration::from_millis(250));
+        let mut patience = Patience::new(acks.clone());
+        let mut look = tokio::time::interval(LOOK_INTERVAL);
         let mut sent = 0;
         loop {
             let message = tokio::select! {
@@ -92,7 +93,7 @@ impl TransactionalSession {
                 acks.already_stored(message.offset());
                 continue;
             }
-            let chunk = self.fill(feed, message).await?;
+            let chunk = self.fill(feed, message, &mut patience, sent).await?;
             sent += chunk.sent;
             self.settle(feed.lease(), sent).await?;
             self.commit(feed.lease()).await?;
@@ -105,7 +106,7 @@ impl TransactionalSession {
     }
 
     /// Sends what the feed holds, up to the limits of a chunk. The commit of one chunk is the time in which the next gathers.
-    async fn fill(&self, feed: &mut Feed, first: Message) -> Result<Chunk, Stop> {
+    async fn fill(&self, feed: &mut Feed, first: Message, patience: &mut Patience, sent: u64) -> Result<Chunk, Stop> {
         let Link { producer, lane, .. } = &self.link;
         self.blocking("begin a transaction", COMMIT_TIMEOUT, Native::begin_transaction).await?;
         let began = Instant::now();
@@ -113,7 +114,8 @@ impl TransactionalSession {
         let mut next = Some(first);
         while let Some(message) = next {
             if !self.is_stored(&message) {
-                lane.send(producer, &message, feed.lease()).await?;
+                let look = || patience.look(&producer.reports, feed.lease(), sent + chunk.sent);
+                lane.send(producer, &message, feed.lease(), look).await?;
                 chunk.sent += 1;
                 chunk.bytes += message.size_bytes();
             }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use catalog_bridge_api::{EventType, Lease};
+use catalog_bridge_api::{ConnectorError, EventType, Lease};
 use catalog_bridge_history::{DeliveryRules, Lane, check_delivery};
 use serde_json::json;
 
@@ -96,21 +96,12 @@ async fn an_absent_broker_is_waited_for_and_an_outage_is_told() -> Result<()> {
     running.acknowledged_to(10).await?;
     kafka.kill9().await?;
     running.offer(11, 20, 10).await;
-    let mut told = None;
-    for _ in 0..1200 {
-        running.prefix();
-        told = running.stalled.clone();
-        if told.is_some() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    running.stalled_becomes(true).await?;
     kafka.start_again().await?;
     running.acknowledged_to(20).await?;
 
-    assert!(matches!(absent, catalog_bridge_api::ConnectorError::Transient { .. }), "{absent}");
-    assert!(told.is_some(), "the outage was not told");
-    assert_eq!(running.stalled, None);
+    assert!(matches!(absent, ConnectorError::Transient { .. }), "{absent}");
+    running.stalled_becomes(false).await?;
     running.finish().await?;
     Ok(())
 }
@@ -132,9 +123,11 @@ async fn a_lost_lease_takes_back_what_is_queued() -> Result<()> {
     running.offer(11, 15_000, 1000).await;
     lease.end();
     running.end().await?;
+    let frozen = connector.open(self::claim(10, None)).await.err().context("a frozen broker answered")?;
     kafka.resume()?;
     tokio::time::sleep(Duration::from_secs(3)).await;
 
+    assert!(matches!(frozen, ConnectorError::Transient { .. }), "{frozen}");
     let records = topic::read(&kafka.bootstrap(), &topic).await?;
     let last = records.len() as u64;
     // What was under way when the broker froze may have landed: five requests of at most a megabyte.

@@ -189,6 +189,19 @@ impl Running {
         Ok(())
     }
 
+    /// Waits until the session says that the destination accepts nothing, or that it does again.
+    pub(crate) async fn stalled_becomes(&mut self, is_stalled: bool) -> Result<()> {
+        let end = Instant::now() + Duration::from_secs(60);
+        while self.stalled.is_some() != is_stalled {
+            if Instant::now() > end {
+                bail!("stalled stays {:?}", self.stalled);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            self.take_acks();
+        }
+        Ok(())
+    }
+
     /// Ends the feed and waits for the session's own end.
     pub(crate) async fn finish(self) -> Result<(), ConnectorError> {
         drop(self.feed);
