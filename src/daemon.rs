@@ -25,10 +25,13 @@ use crate::{delivery, source, store};
 /// Longest pause between two attempts to open the store.
 const STORE_PAUSE_MAX: Duration = Duration::from_secs(10);
 
+/// Pause between two passes of retention.
+const RETENTION_INTERVAL: Duration = Duration::from_secs(30);
+
 /// Runs the daemon until `shutdown`; when it returns, nothing of it runs: what was in flight is flushed, checkpoints are saved
 /// and leases given up.
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
-    let owner = format!("{}", uuid::Uuid::new_v4());
+    let owner = instance_name();
     let mut registry = telemetry::metrics::Registry::default();
     let metrics = Metrics::register(&mut registry);
     let registry = Arc::new(registry.into_registered());
@@ -61,8 +64,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
         tokio::join!(
             sources.run(shutdown.clone()),
             delivery::run(config.sinks, tail.clone(), board, metrics.delivery, nudge, settings, shutdown.clone()),
-            keep(store, config.retention, shutdown.clone()),
-            shutdown.cancelled(),
+            shutdown.run_until_cancelled(store::retention::run(store.as_ref(), &config.retention, RETENTION_INTERVAL)),
         );
         readers_end.cancel();
     };
@@ -71,16 +73,11 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
     Ok(())
 }
 
-/// Follows what other replicas append, and deletes what retention lets go.
-async fn keep(store: Arc<dyn Store>, retention: store::RetentionPolicy, shutdown: CancellationToken) {
-    let mut next = tokio::time::Instant::now() + Duration::from_secs(60);
-    while shutdown.run_until_cancelled(tokio::time::sleep(Duration::from_millis(200))).await.is_some() {
-        let _ = store.state().await;
-        if tokio::time::Instant::now() >= next {
-            let _ = store.retain(&retention).await;
-            next = tokio::time::Instant::now() + Duration::from_secs(60);
-        }
-    }
+/// This process, unique per start: where it runs, and something that no other start has.
+fn instance_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_else(|_| "host".to_owned());
+    let start = uuid::Uuid::new_v4().simple().to_string();
+    format!("{}/{}/{}", host.trim(), std::process::id(), &start[..8])
 }
 
 /// Opens the store; while it is away the listeners answer 503. `None`: told to stop meanwhile.

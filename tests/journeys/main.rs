@@ -5,5 +5,6 @@
 mod support;
 
 mod backlog;
+mod backstage_to_kafka;
 mod bad_input;
 mod consumer_loop;
