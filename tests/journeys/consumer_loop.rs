@@ -96,20 +96,15 @@ async fn bootstrap_follow_and_resume_end_at_the_live_state() -> Result<()> {
         daemon.stop().await?;
         let daemon = place.start(&config).await?;
         for (filter, mut mirror) in mirrors? {
-            let live = Mirror::bootstrap(&daemon, filter).await?;
-            ensure!(
-                mirror.entities == live.entities,
-                "{}: {filter:?}: the followed state is not the live state",
-                store.name()
-            );
-            daemon.ingest("push", &[upsert("late", u64::from(filter.is_empty()))]).await?;
+            ensure!(mirror.offset > 0, "{}: {filter:?}: the reader followed something", store.name());
+            daemon.ingest("push", &[upsert("late", mirror.entities.len() as u64)]).await?;
             while mirror.offset < daemon.head().await?.get() {
                 mirror.follow(&daemon, filter, 0).await?;
             }
             let live = Mirror::bootstrap(&daemon, filter).await?;
             ensure!(
                 mirror.entities == live.entities,
-                "{}: {filter:?}: after a restart the reader resumes",
+                "{}: {filter:?}: the followed state is not the live state",
                 store.name()
             );
         }
