@@ -4,6 +4,7 @@
 //! drives the sinks that `sinks` lists, `telemetry` tells how it goes, `cli` is the operator's hand, `daemon` puts them
 //! together. ARCHITECTURE.md is the map.
 
+pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod delivery;

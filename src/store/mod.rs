@@ -10,6 +10,7 @@ mod checkpoint;
 mod decide;
 mod decode;
 mod head;
+mod inspect;
 mod metrics;
 mod page;
 mod postgres;
@@ -32,6 +33,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 use uuid::Uuid;
 
+pub use self::inspect::{Inspection, LARGE_MAX, inspect};
 pub use self::metrics::Metrics;
 pub use self::settings::{Backend, PostgresSettings, Settings};
 pub use self::tail::Tail;

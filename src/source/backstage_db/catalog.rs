@@ -127,6 +127,13 @@ select entity_ref::text, final_entity
 from final_entities
 where entity_ref = any($1) and octet_length(final_entity) <= $2";
 
+const LARGER_THAN: &str = "\
+select entity_ref::text, final_entity
+from final_entities
+where octet_length(final_entity) > $1 and octet_length(final_entity) <= $2
+order by entity_ref
+limit 100";
+
 /// One row of `final_entities`.
 #[derive(Debug, Clone)]
 pub(super) struct Row {
@@ -242,6 +249,24 @@ impl Catalog {
             expected: None,
             spent: Duration::ZERO,
         })
+    }
+
+    /// Host, port and database.
+    pub(super) fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
+    /// How many entities there are, and the ref and body of those above so many bytes, at most 100.
+    pub(super) async fn larger_than(&mut self, bytes: usize) -> Result<(u64, Vec<(String, String)>), SourceError> {
+        self.begin_bare().await?;
+        let row = self.one("count entities", sqlx::query(CENSUS)).await?;
+        let present: i64 = self.get(&row, 0)?;
+        let asked = i32::try_from(bytes).unwrap_or(i32::MAX);
+        let bodies = sqlx::query(LARGER_THAN).bind(asked).bind(ENTITY_BYTES_MAX as i32);
+        let rows = self.all("read large entities", bodies).await?;
+        self.send("end a transaction", "rollback".to_owned()).await?;
+        let pair = |row: &PgRow| Ok((self.get(row, 0)?, self.get(row, 1)?));
+        Ok((present.unsigned_abs(), rows.iter().map(pair).collect::<Result<_, SourceError>>()?))
     }
 
     /// From now on transactions read the counter where `way` has one.

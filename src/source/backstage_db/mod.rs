@@ -11,6 +11,7 @@
 //! Knows nothing of how the log decides, and holds no entity longer than a page. DESIGN section 5 is the contract.
 
 mod catalog;
+mod check;
 mod generations;
 mod grants;
 mod guard;
@@ -28,6 +29,7 @@ mod sweep;
 #[cfg(test)]
 mod tests;
 
+pub use check::{Inspection, inspect};
 pub use grants::grants;
 pub use settings::{CaptureChoice, Connect, RemovalGuard, Settings};
 

@@ -106,6 +106,13 @@ impl Connect {
         })
     }
 
+    /// The role and the database that are connected to.
+    pub fn names(&self) -> Result<(String, String), String> {
+        let options = self.options()?;
+        let role = options.get_username().to_owned();
+        Ok((role.clone(), options.get_database().map_or(role, str::to_owned)))
+    }
+
     /// The options, without anything that a pooler in transaction mode refuses.
     pub(super) fn options(&self) -> Result<PgConnectOptions, String> {
         Ok((self.0)()?.extra_float_digits(None).statement_cache_capacity(0).application_name("catalog-bridge"))

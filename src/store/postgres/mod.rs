@@ -164,7 +164,7 @@ fn unavailable(action: &'static str) -> impl FnOnce(sqlx::Error) -> StoreError {
     move |error| StoreError::Unavailable { action, source: Box::new(error) }
 }
 
-fn connect_options(settings: &PostgresSettings) -> Result<PgConnectOptions, StoreError> {
+pub(super) fn connect_options(settings: &PostgresSettings) -> Result<PgConnectOptions, StoreError> {
     let misconfigured = |source: BoxError| StoreError::Unavailable { action: "read the store's url", source };
     let url = settings.url.open().map_err(|error| misconfigured(error.into()))?;
     // The parser's error may quote the URL, which may hold a password.
