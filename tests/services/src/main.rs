@@ -4,16 +4,17 @@ use std::env;
 
 use anyhow::{Result, bail};
 use catalog_bridge_services::{
-    Backstage, BackstageOptions, BackstageVersion, Kafka, KafkaOptions, PgBouncer, PgBouncerOptions, Postgres,
-    PostgresOptions, PostgresVersion,
+    Backstage, BackstageOptions, BackstageVersion, ElasticMq, Kafka, KafkaOptions, Nats, NatsOptions, PgBouncer,
+    PgBouncerOptions, Postgres, PostgresOptions, PostgresVersion, RabbitMq, RabbitMqOptions, RabbitMqVersion,
 };
 
 const USAGE: &str = "usage: catalog-bridge-services install|up [NAME…]
   install  fills the cache (CATALOG_BRIDGE_CACHE); without a name, all
   up       starts servers on loopback, prints their addresses, stops them at Ctrl-C; without a name: postgres kafka backstage
-names: postgres kafka backstage backstage-old pgbouncer";
+names: postgres kafka backstage backstage-old pgbouncer nats elasticmq rabbitmq";
 
-const NAMES: &[&str] = &["postgres", "kafka", "backstage", "backstage-old", "pgbouncer"];
+const NAMES: &[&str] =
+    &["postgres", "kafka", "backstage", "backstage-old", "pgbouncer", "nats", "elasticmq", "rabbitmq"];
 const NAMES_BY_DEFAULT: &[&str] = &["postgres", "kafka", "backstage"];
 
 #[tokio::main]
@@ -42,6 +43,13 @@ async fn install(names: &[&str]) -> Result<()> {
             "kafka" => Kafka::install().await?,
             "backstage" => drop(Backstage::install(BackstageVersion::New).await?),
             "backstage-old" => drop(Backstage::install(BackstageVersion::Old).await?),
+            "nats" => drop(Nats::install().await?),
+            "elasticmq" => drop(ElasticMq::install().await?),
+            "rabbitmq" => {
+                for version in [RabbitMqVersion::V4, RabbitMqVersion::V3] {
+                    RabbitMq::install(version).await?;
+                }
+            }
             _ => drop(PgBouncer::install().await?),
         }
     }
@@ -67,6 +75,21 @@ async fn up(names: &[&str]) -> Result<()> {
         let kafka = Kafka::start(KafkaOptions::default()).await?;
         println!("kafka {}", kafka.bootstrap());
         others.push(Box::new(kafka));
+    }
+    if is_wanted("nats") {
+        let nats = Nats::start(NatsOptions::default()).await?;
+        println!("nats {}", nats.url());
+        others.push(Box::new(nats));
+    }
+    if is_wanted("elasticmq") {
+        let server = ElasticMq::start().await?;
+        println!("elasticmq {}", server.endpoint());
+        others.push(Box::new(server));
+    }
+    if is_wanted("rabbitmq") {
+        let rabbit = RabbitMq::start(RabbitMqOptions::default()).await?;
+        println!("rabbitmq {} management {}", rabbit.url(1), rabbit.management_url(1));
+        others.push(Box::new(rabbit));
     }
     for (name, version) in [("backstage", BackstageVersion::New), ("backstage-old", BackstageVersion::Old)] {
         if let Some(postgres) = postgres.as_ref().filter(|_| is_wanted(name)) {

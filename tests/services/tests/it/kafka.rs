@@ -19,3 +19,16 @@ async fn the_shared_broker_is_one() {
     assert_eq!(shared::kafka().await.unwrap().bootstrap(), kafka.bootstrap());
     assert_eq!(kafka.bootstrap(), kafka.address(1));
 }
+
+#[tokio::test]
+async fn two_of_three_nodes_are_a_quorum() {
+    let mut kafka = Kafka::start(KafkaOptions { nodes: 3, ..Default::default() }).await.unwrap();
+    assert_eq!(kafka.bootstrap().split(',').count(), 3);
+
+    kafka.node(2).kill9().await.unwrap();
+    kafka.create_topic("kept", 1, &[]).await.unwrap();
+    kafka.node(2).start_again().await.unwrap();
+
+    let refusal = kafka.create_topic("kept", 1, &[]).await.unwrap_err();
+    assert!(format!("{refusal:#}").contains("already exists"), "{refusal:#}");
+}
