@@ -1,10 +1,14 @@
 //! What only a server can do to a store: stall, cut a connection, lose an answer.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
+use catalog_bridge_history::{check_dense, check_well_formed};
+use catalog_bridge_services::{Postgres, PostgresOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 
 use super::*;
 
@@ -143,4 +147,55 @@ async fn a_frozen_append_does_not_hold_up_the_others() {
     assert_eq!(appended.last_event_offset, Offset::new(1));
     assert!(frozen.commit().await.is_err(), "the server ended the frozen transaction");
     assert_eq!(store.log.state().await.expect("state").head, Offset::new(1));
+}
+
+/// P1, P3: through kills of the server nothing that was answered is lost, and nothing is half there or twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answered_appends_survive_kills_of_the_server() {
+    let mut server = Postgres::start(PostgresOptions::default()).await.expect("a server");
+    let url = server.fresh_database("store").await.expect("a database");
+    let mut settings = Settings::postgres(url);
+    settings.lease = Duration::from_secs(4);
+    let store = Subject::open(settings, tempfile::tempdir().expect("a directory")).await;
+    let is_done = Arc::new(AtomicBool::new(false));
+    let mut writers = JoinSet::new();
+    for writer in 0..4 {
+        let (store, is_done) = (store.clone(), Arc::clone(&is_done));
+        writers.spawn(async move {
+            let mut answered = Vec::new();
+            let mut number = 0;
+            while !is_done.load(Ordering::SeqCst) {
+                number += 1;
+                let names = ["x", "y", "z"].map(|part| format!("w{writer}-{number}-{part}"));
+                let changes = names.iter().map(|name| upsert(name, "1")).collect();
+                match store.log.append(append(changes)).await {
+                    Ok(_) => answered.extend(names),
+                    Err(StoreError::Unavailable { .. }) => tokio::time::sleep(Duration::from_millis(50)).await,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            answered
+        });
+    }
+
+    for _ in 0..3 {
+        let head = store.log.watch().borrow().head;
+        let mut watch = store.log.watch();
+        let moved = watch.wait_for(|state| state.head.get() > head.get() + 30);
+        tokio::time::timeout(Duration::from_secs(60), moved).await.expect("writers get on").expect("watched");
+        server.kill9().await.expect("killed");
+        server.start_again().await.expect("started");
+    }
+    is_done.store(true, Ordering::SeqCst);
+    let answered: Vec<String> = writers.join_all().await.into_iter().flatten().collect();
+
+    let events = store.events().await;
+    check_dense(Offset::ZERO, &events).expect("dense");
+    check_well_formed(&events).expect("well formed");
+    let names: Vec<&str> = events.iter().map(|event| event.entity_ref.name()).collect();
+    let there: HashSet<&str> = names.iter().copied().collect();
+    assert_eq!(there.len(), names.len(), "each name was added once");
+    assert!(answered.iter().all(|name| there.contains(name.as_str())));
+    let is_whole = |chunk: &[&str]| chunk[0].trim_end_matches('x') == chunk[2].trim_end_matches('z');
+    assert!(names.len() % 3 == 0 && names.chunks(3).all(is_whole), "whole appends, one after the other");
 }
