@@ -1,60 +1,13 @@
 //! The RFC's consumer: bootstrap from `/entities`, follow `/events`, resume, begin again when the log says so.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
 
-use crate::support::{Daemon, Place, remove, stores, upsert};
-
-/// What a consumer keeps: the entities by ref, and where it stands.
-#[derive(Default)]
-struct Mirror {
-    entities: BTreeMap<String, Value>,
-    offset: u64,
-}
-
-impl Mirror {
-    async fn bootstrap(daemon: &Daemon, filter: &str) -> Result<Self> {
-        let mut mirror = Mirror::default();
-        let mut cursor = String::new();
-        loop {
-            let page = daemon.get(&format!("/entities?limit=7{filter}{cursor}")).await?;
-            mirror.offset = page["lastEventOffset"].as_u64().context("lastEventOffset")?;
-            for entity in page["items"].as_array().context("items")? {
-                mirror.entities.insert(name_of(entity)?, entity.clone());
-            }
-            let Some(next) = page["pageInfo"]["nextCursor"].as_str() else { return Ok(mirror) };
-            cursor = format!("&cursor={next}");
-        }
-    }
-
-    async fn follow(&mut self, daemon: &Daemon, filter: &str, wait: u64) -> Result<()> {
-        let page = daemon.get(&format!("/events?offset={}&wait={wait}&limit=13{filter}", self.offset)).await?;
-        for event in page["events"].as_array().context("events")? {
-            let name =
-                event["entityRef"].as_str().context("entityRef")?.rsplit('/').next().unwrap_or_default().to_owned();
-            if event["type"] == "removed" {
-                ensure!(self.entities.remove(&name).is_some(), "removed what was not there: {event}");
-            } else {
-                let before = self.entities.insert(name, event["entity"].clone());
-                ensure!(
-                    before.is_none() == (event["type"] == "added"),
-                    "{} of what was {}: {event}",
-                    event["type"],
-                    if before.is_some() { "there" } else { "not there" }
-                );
-            }
-        }
-        self.offset = page["lastEventOffset"].as_u64().context("lastEventOffset")?;
-        Ok(())
-    }
-}
-
-fn name_of(entity: &Value) -> Result<String> {
-    Ok(entity["metadata"]["name"].as_str().context("a name")?.to_owned())
-}
+use crate::support::mirror::Mirror;
+use crate::support::{Place, remove, stores, upsert};
 
 /// Bootstraps begun at any moment, with and without a filter whose owners change all the time, end at the live state.
 #[tokio::test(flavor = "multi_thread")]
@@ -79,7 +32,8 @@ async fn bootstrap_follow_and_resume_end_at_the_live_state() -> Result<()> {
                 |filter| {
                     let (daemon, done) = (&daemon, &done);
                     async move {
-                        let mut mirror = Mirror::bootstrap(daemon, filter).await?;
+                        let mut mirror =
+                            Mirror::bootstrap(daemon, filter, Duration::ZERO).await?.context("a whole walk")?;
                         while !done.load(Ordering::SeqCst) {
                             mirror.follow(daemon, filter, 1).await?;
                         }
@@ -101,7 +55,7 @@ async fn bootstrap_follow_and_resume_end_at_the_live_state() -> Result<()> {
             while mirror.offset < daemon.head().await?.get() {
                 mirror.follow(&daemon, filter, 0).await?;
             }
-            let live = Mirror::bootstrap(&daemon, filter).await?;
+            let live = Mirror::bootstrap(&daemon, filter, Duration::ZERO).await?.context("a whole walk")?;
             ensure!(
                 mirror.entities == live.entities,
                 "{}: {filter:?}: the followed state is not the live state",

@@ -8,3 +8,4 @@ mod backlog;
 mod backstage_to_kafka;
 mod bad_input;
 mod consumer_loop;
+mod restores;

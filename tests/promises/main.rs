@@ -7,6 +7,7 @@ mod support;
 mod p01_dense_and_final;
 mod p02_well_formed;
 mod p03_nothing_missed;
+mod p04_bootstrap_is_exact;
 mod p05_in_order_per_sink;
 mod p06_at_least_once_bounded;
 mod p07_isolated;

@@ -2,6 +2,7 @@
 
 pub mod catalog;
 pub mod kafka;
+pub mod mirror;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
