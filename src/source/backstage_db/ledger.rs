@@ -1,11 +1,11 @@
 //! Which refs the log has of a source, as hashes: 8 bytes each, whatever their number and length.
 //!
-//! It is the union of what the log holds and of what it could not take (`rejected`, refused as another source's), each once:
-//! exactly what the catalog must count as long as nothing was missed. Loaded from the store at a claim, and kept by every
+//! It is the union of what the log holds and of what it could not take (`rejected`, refused as another source's), each once.
+//! With the rows that have no body it is exactly what the catalog must count as long as nothing was missed. Loaded from the store at a claim, and kept by every
 //! append afterwards, which only the owner makes. With 64 bits a collision among a million refs has a chance of 1 in 40
 //! million; it would cost needless looks and no event.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use catalog_bridge_api::{EntityRef, SourceName};
 
@@ -23,6 +23,8 @@ const OWNED: &str = "owned by source";
 pub(super) struct Ledger {
     refs: HashSet<i64>,
     rejected: HashMap<i64, Refusal>,
+    /// Rows of the catalog without a body: they are counted there and are no entities.
+    bodiless: BTreeSet<String>,
 }
 
 /// What is remembered of a rejected ref.
@@ -63,6 +65,23 @@ impl Ledger {
                 _ => return Ok(()),
             }
         }
+    }
+
+    /// The catalog's rows without a body, all of them.
+    pub(super) fn set_bodiless(&mut self, refs: impl IntoIterator<Item = String>) {
+        self.bodiless = refs.into_iter().collect();
+    }
+
+    pub(super) fn add_bodiless(&mut self, entity_ref: String) {
+        self.bodiless.insert(entity_ref);
+    }
+
+    pub(super) fn has_body(&mut self, entity_ref: &str) {
+        self.bodiless.remove(entity_ref);
+    }
+
+    pub(super) fn bodiless(&self) -> &BTreeSet<String> {
+        &self.bodiless
     }
 
     pub(super) fn insert(&mut self, entity_ref: &str) {
@@ -112,23 +131,28 @@ impl Ledger {
     /// What the catalog should count: all but those whose removal is held back.
     pub(super) fn count_without(&self, held: &HashSet<i64>) -> i64 {
         let held = held.iter().filter(|hash| self.refs.contains(hash)).count();
-        i64::try_from(self.refs.len() - held).unwrap_or(i64::MAX)
+        i64::try_from(self.refs.len() - held + self.bodiless.len()).unwrap_or(i64::MAX)
     }
 
     /// The sum of the hashes, as the catalog should compute it.
     pub(super) fn sum_without(&self, held: &HashSet<i64>) -> i128 {
-        self.refs.iter().filter(|hash| !held.contains(hash)).map(|&hash| i128::from(hash)).sum()
+        let present = self.refs.iter().copied().filter(|hash| !held.contains(hash));
+        present.chain(self.bodiless_hashes()).map(i128::from).sum()
     }
 
     /// Which buckets differ from the catalog's.
     pub(super) fn differing_buckets(&self, catalog: &Buckets) -> [bool; 256] {
         let mut ours: Buckets = [(0, 0); 256];
-        for &hash in &self.refs {
+        for hash in self.refs.iter().copied().chain(self.bodiless_hashes()) {
             let (count, sum) = &mut ours[bucket(hash)];
             *count += 1;
             *sum += i128::from(hash);
         }
         std::array::from_fn(|index| ours[index] != catalog[index])
+    }
+
+    fn bodiless_hashes(&self) -> impl Iterator<Item = i64> {
+        self.bodiless.iter().map(|text| ref_hash(text))
     }
 }
 
@@ -232,6 +256,19 @@ mod tests {
 
         assert_eq!(ledger.count_without(&held), 1);
         assert_eq!(ledger.sum_without(&held), i128::from(ref_hash("component:default/a")));
+    }
+
+    #[test]
+    fn rows_without_a_body_are_counted_and_are_no_entities() {
+        let mut ledger = Ledger::default();
+        ledger.insert("component:default/a");
+        ledger.set_bodiless(["component:default/b".to_owned()]);
+        ledger.add_bodiless("component:default/c".to_owned());
+        ledger.has_body("component:default/b");
+
+        assert_eq!((ledger.len(), ledger.count_without(&HashSet::new())), (1, 2));
+        let sum = i128::from(ref_hash("component:default/a")) + i128::from(ref_hash("component:default/c"));
+        assert_eq!(ledger.sum_without(&HashSet::new()), sum);
     }
 
     #[test]

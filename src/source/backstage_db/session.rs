@@ -110,8 +110,11 @@ impl<'a> Session<'a> {
         let position = self.position.to_json()?;
         self.owner.save_position(position).await?;
         self.publish();
-        if is_continued && self.choice.way == Way::Generations {
-            self.verify_recent().await?;
+        if self.choice.way == Way::Generations {
+            self.load_bodiless().await?;
+            if is_continued {
+                self.verify_recent().await?;
+            }
         }
         while !self.owner.stop.is_cancelled() {
             self.meet_commands();
@@ -216,6 +219,10 @@ impl<'a> Session<'a> {
         let mut rejected = Vec::new();
         for row in rows {
             self.held.forget(&row.entity_ref);
+            match row.body {
+                Body::Absent => self.ledger.add_bodiless(row.entity_ref.clone()),
+                _ => self.ledger.has_body(&row.entity_ref),
+            }
             let is_known = self.ledger.contains(&row.entity_ref);
             match to_change(&row, cause) {
                 Ok(Some(Change::Remove(_))) if !is_known => {}

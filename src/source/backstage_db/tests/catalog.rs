@@ -19,6 +19,8 @@ pub(super) const ROLE: &str = "bridge_reader";
 /// One catalog database.
 pub(super) struct Catalog {
     url: String,
+    /// Of the database.
+    pub(super) name: String,
 }
 
 impl Catalog {
@@ -34,7 +36,7 @@ impl Catalog {
         let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let name = format!("catalog_{stem}_{number}");
         let url = postgres.create_database_with(&name, collation).await.expect("a database");
-        let catalog = Catalog { url };
+        let catalog = Catalog { url, name: name.clone() };
         let mut connection = catalog.connect().await;
         run(&mut connection, SCHEMA).await;
         run(&mut connection, "insert into catalog_generation_counter values (1, 0)").await;

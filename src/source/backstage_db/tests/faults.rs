@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
-use catalog_bridge_services::{Collation, Postgres, PostgresOptions};
+use catalog_bridge_services::{Collation, PgBouncer, PgBouncerOptions, Postgres, PostgresOptions, shared};
+use sqlx::Connection;
+use sqlx::postgres::PgConnectOptions;
+use tokio::task::JoinHandle;
 
-use super::super::{CaptureChoice, Settings};
+use super::super::{CaptureChoice, Connect, Settings};
 use super::catalog::{Catalog, ROLE, body, delete, start, wait_for_truth};
 use crate::source::testing::{Log, check_well_formed};
 use crate::telemetry::ConsumerState;
@@ -164,6 +167,42 @@ async fn missing_rights_are_said_and_waited_for() {
 
     wait_for_truth(&bridge, &catalog).await;
     bridge.stop().await;
+}
+
+/// Nothing may rest on the connection: in transaction mode every transaction may meet another server connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pooler_in_transaction_mode_is_no_obstacle() {
+    let catalog = Catalog::new("pooled", Collation::English).await;
+    let postgres = shared::postgres().await.expect("PostgreSQL starts");
+    let pooler = PgBouncer::start(postgres, PgBouncerOptions::default()).await.expect("PgBouncer starts");
+    let url: PgConnectOptions = pooler.url(&catalog.name).parse().expect("a URL");
+    let log = Log::sqlite().await;
+    let others: Vec<_> = (0..3)
+        .map(|_| {
+            let options = url.clone().extra_float_digits(None).statement_cache_capacity(0);
+            tokio::spawn(async move {
+                let mut connection = sqlx::PgConnection::connect_with(&options).await.expect("connected");
+                loop {
+                    super::catalog::run(&mut connection, "select pg_sleep(random() / 100)").await;
+                }
+            })
+        })
+        .collect();
+    let connect = Connect::new(move || Ok(url.clone()));
+    write_some(&catalog, 0..50, "1").await;
+    let bridge = start(Settings { connect, ..quick(&catalog) }, &log);
+    for round in 0..20 {
+        write_some(&catalog, round..round + 10, &format!("{round}")).await;
+        delete(&mut catalog.connect().await, &format!("c-{}", round * 2)).await.expect("deleted");
+    }
+
+    wait_for_truth(&bridge, &catalog).await;
+    bridge.wait_until_running().await;
+    let detail = bridge.status().expect("a status").detail;
+    bridge.stop().await;
+    others.iter().for_each(JoinHandle::abort);
+    assert_eq!(detail["lastReconcile"]["reason"], "first start", "{detail}");
+    check_well_formed(&log.events().await);
 }
 
 /// P9: who was displaced appends nothing and claims again in its turn.

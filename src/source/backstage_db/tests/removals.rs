@@ -111,6 +111,28 @@ async fn without_the_guard_everything_may_go_in_one_transaction() {
     check_well_formed(&events);
 }
 
+/// A row whose body is NULL is no entity, though it is counted by the catalog's index.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_without_a_body_is_no_entity() {
+    let (catalog, log) = filled("bodiless", 3).await;
+    catalog.run("update final_entities set final_entity = null where entity_id = 'id-0'").await;
+    let bridge = start(quick(&catalog), &log);
+    wait_for_truth(&bridge, &catalog).await;
+
+    catalog.run("update final_entities set final_entity = null where entity_id = 'id-1'").await;
+    wait_for_truth(&bridge, &catalog).await;
+    catalog.write("c-1", "id-1", &body("c-1", "id-1", "1")).await;
+    catalog.run("delete from refresh_state where entity_id = 'id-0'").await;
+    wait_for_truth(&bridge, &catalog).await;
+    delete(&mut catalog.connect().await, "c-2").await.expect("deleted");
+    wait_for_truth(&bridge, &catalog).await;
+
+    let detail = bridge.status().expect("a status").detail;
+    bridge.stop().await;
+    assert_eq!(detail["lastReconcile"]["reason"], "first start", "nothing had to be repaired: {detail}");
+    check_well_formed(&log.events().await);
+}
+
 /// What the log cannot take is shown, stops nothing, and is read again when it changes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rejected_entities_stop_nothing_and_come_back_when_they_are_good() {
