@@ -46,7 +46,6 @@ pub(super) struct Skip {
     /// The sink's name.
     sink: String,
     /// The offset on which it is blocked.
-    #[arg(long)]
     offset: u64,
 }
 

@@ -242,7 +242,7 @@ pub async fn run(store: &dyn Store, policy: &RetentionPolicy, interval: Duration
             tracing::error!(
                 sink,
                 oldest = %report.oldest,
-                "the sink fell behind the log's retention and is expired; run `catalog-bridge sinks rewind {sink} snapshot`"
+                "the sink fell behind the log's retention and is expired; run `catalog-bridge sinks rewind {sink} --to snapshot`"
             );
         }
         if report.deleted > 0 {
