@@ -215,6 +215,7 @@ impl Live<'_> {
                     }
                 }
                 () = until(due) => saving = self.start_save(),
+                () = room(self.sender.as_ref(), &self.ready) => {}
                 () = until(self.store_again), if stop.is_none() => self.store_again = None,
                 changed = held.changed(), if stop.is_none() => {
                     if changed.is_err() {
@@ -339,7 +340,8 @@ impl Live<'_> {
         self.is_at_barrier = true;
     }
 
-    /// Gives what may go to the session. The feed has room for a whole window.
+    /// Gives what may go to the session. The feed has room for a whole window, but for messages that the session has not
+    /// taken yet and that were found in the destination meanwhile.
     fn offer(&mut self) {
         let Some(sender) = &self.sender else { return };
         while let Some(message) = self.ready.pop_front() {
@@ -347,7 +349,6 @@ impl Live<'_> {
             match sender.try_offer(message) {
                 Ok(()) => self.window.sent(offset),
                 Err(message) => {
-                    // The session dropped its feed: its end follows.
                     self.ready.push_front(*message);
                     return;
                 }
@@ -552,6 +553,14 @@ impl Live<'_> {
                 .or_else(|| self.incoming.front().map(|entry| entry.event.recorded_at))
                 .filter(|_| !is_walking),
         });
+    }
+}
+
+/// Resolves when what is ready can go; never when nothing is, or the session is gone (then its end follows).
+async fn room(sender: Option<&FeedSender>, ready: &VecDeque<Message>) {
+    match sender.filter(|sender| !ready.is_empty() && sender.is_open()) {
+        Some(sender) => sender.room().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -57,6 +57,16 @@ impl FeedSender {
         self.messages.try_send(message).map_err(|error| Box::new(error.into_inner()))
     }
 
+    /// Resolves when there is room for a message, or the session is gone. Cancel safe.
+    pub async fn room(&self) {
+        let _ = self.messages.reserve().await;
+    }
+
+    /// False when the session dropped its end.
+    pub fn is_open(&self) -> bool {
+        !self.messages.is_closed()
+    }
+
     /// Resolves when the session dropped its end.
     pub async fn closed(&self) {
         self.messages.closed().await;
