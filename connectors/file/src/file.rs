@@ -23,7 +23,7 @@ pub(crate) struct FileConnector {
 }
 
 impl FileConnector {
-    pub(crate) fn new(config: FileConfig, ensure: bool) -> Result<Self, ConfigError> {
+    pub(crate) fn new(config: &FileConfig, ensure: bool) -> Result<Self, ConfigError> {
         if config.path.file_name().is_none() {
             return Err(ConfigError::at("path", "names no file; write something like /var/log/catalog.ndjson"));
         }

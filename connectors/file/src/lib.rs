@@ -33,7 +33,7 @@ impl ConnectorKind for FileKind {
 
     fn build(&self, section: serde_json::Value, context: BuildContext) -> Result<Box<dyn Connector>, ConfigError> {
         let config: config::FileConfig = parse_config(section)?;
-        Ok(Box::new(file::FileConnector::new(config, context.ensure)?))
+        Ok(Box::new(file::FileConnector::new(&config, context.ensure)?))
     }
 }
 
