@@ -6,7 +6,9 @@ mod append;
 mod concurrent;
 mod faults;
 mod operate;
+mod positions;
 mod reads;
+mod retention;
 mod twins;
 
 use std::collections::BTreeMap;

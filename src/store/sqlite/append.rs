@@ -53,7 +53,7 @@ impl SqliteStore {
             Step::Ready(written) => written,
         };
         transaction.commit().await.map_err(unavailable(ACTION))?;
-        self.head.publish(&written.state);
+        self.publish(&written.state);
         self.metrics.events(&written.decision);
         Ok(written.appended)
     }

@@ -33,7 +33,7 @@ impl SqliteStore {
             .map_err(unavailable(action))?;
         raw_sql("pragma secure_delete = off").execute(&mut *transaction).await.map_err(unavailable(action))?;
         transaction.commit().await.map_err(unavailable(action))?;
-        self.head.publish(&LogState { redactions: state.redactions + 1, ..state });
+        self.publish(&LogState { redactions: state.redactions + 1, ..state });
         // And what the write-ahead log still holds goes with it, unless a reader is in the way: then with a later checkpoint.
         if let Err(error) = raw_sql("pragma wal_checkpoint(truncate)").execute(&self.writer).await {
             tracing::warn!(error = %error, "the write-ahead log could not be emptied after a redaction");
@@ -48,7 +48,7 @@ impl SqliteStore {
         let log_id = renew_in(&mut transaction).await.map_err(unavailable(action))?;
         transaction.commit().await.map_err(unavailable(action))?;
         tracing::warn!(reason, before = %state.log_id, now = %log_id, "the log has a new id; readers bootstrap again");
-        self.head.publish(&LogState { log_id, ..state });
+        self.publish(&LogState { log_id, ..state });
         Ok(log_id)
     }
 }

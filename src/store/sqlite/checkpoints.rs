@@ -93,10 +93,10 @@ impl Checkpoints for SqliteStore {
         self.bounded("claim a lease", async {
             let mut transaction = self.begin_write().await?;
             let row = match find(&mut transaction, request.kind, &request.name).await? {
-                Some(row) => row.claim(request, Utc::now()),
+                Some(row) => row.claim(request, now()),
                 None => {
                     let log = self.lock_head(&mut transaction).await?;
-                    Claim::Ours(Box::new(Row::first_claim(request, &log, Utc::now())?))
+                    Claim::Ours(Box::new(Row::first_claim(request, &log, now())?))
                 }
             };
             match row {
@@ -167,7 +167,7 @@ impl Checkpoints for SqliteStore {
             let log = self.lock_head(&mut transaction).await?;
             let outcome = match find(&mut transaction, ConsumerKind::Sink, sink).await? {
                 None => Err(checkpoint::unknown(ConsumerKind::Sink, sink)),
-                Some(mut row) => row.command(command, &log, Utc::now()).map(|()| row),
+                Some(mut row) => row.command(command, &log, now()).map(|()| row),
             };
             let row = match outcome {
                 Ok(row) => row,
@@ -227,7 +227,7 @@ impl SqliteStore {
             let mut transaction = self.begin_write().await?;
             let outcome = match find(&mut transaction, kind, name).await? {
                 None => Err(checkpoint::fenced_without_row(kind, name)),
-                Some(mut row) => decide(&mut row, Utc::now()).map(|()| row),
+                Some(mut row) => decide(&mut row, now()).map(|()| row),
             };
             match outcome {
                 Err(refusal) => {
@@ -355,4 +355,9 @@ fn skipped_of(row: &SqliteRow) -> Result<Skipped, sqlx::Error> {
         by: row.try_get("skipped_by")?,
         at: time_of(row.try_get("skipped_at")?),
     })
+}
+
+/// The clock, as exact as the tables keep it: a row that was written reads back the same.
+fn now() -> DateTime<Utc> {
+    time_of(microseconds_of(Utc::now()))
 }

@@ -1,15 +1,19 @@
 use std::fs::{File, OpenOptions, TryLockError};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use catalog_bridge_api::Offset;
 use tracing::{info, warn};
+use uuid::Uuid;
 
 use super::{StoreError, unavailable};
 
-/// The right to use the file, held for life: the kernel gives it back when the process ends, however it ends.
+/// The right to use the file, held for life: the kernel gives it back when the process ends, however it ends. Also keeps,
+/// beside the file, how far the log had come: a file that is behind was replaced by an older copy.
 #[derive(Debug)]
 pub(super) struct FileLock {
-    _file: File,
+    file: File,
 }
 
 impl FileLock {
@@ -20,6 +24,7 @@ impl FileLock {
         let file = OpenOptions::new()
             .create(true)
             .truncate(false)
+            .read(true)
             .write(true)
             .open(&path)
             .map_err(|error| unavailable_at(action, &path, &error))?;
@@ -40,7 +45,23 @@ impl FileLock {
         if waited {
             info!(path = %path.display(), "the other catalog-bridge ended; going on");
         }
-        Ok(FileLock { _file: file })
+        Ok(FileLock { file })
+    }
+    /// Notes how far the log has come. Written after the commit, so it is never ahead of a log that was not replaced; not
+    /// forced to the disk, as a note that is too low only notices less.
+    pub(super) fn note(&self, log_id: Uuid, head: Offset) {
+        let line = format!("{log_id} {}\n", head.padded());
+        if let Err(error) = self.file.write_all_at(line.as_bytes(), 0) {
+            warn!(error = %error, "the log's head could not be noted beside the store's file");
+        }
+    }
+
+    /// What was noted last, by this process or the one before it.
+    pub(super) fn noted(&self) -> Option<(Uuid, Offset)> {
+        let mut line = [0; 57];
+        self.file.read_exact_at(&mut line, 0).ok()?;
+        let (log_id, head) = str::from_utf8(&line).ok()?.split_once(' ')?;
+        Some((Uuid::parse_str(log_id).ok()?, Offset::new(head.trim_end().parse().ok()?)))
     }
 }
 

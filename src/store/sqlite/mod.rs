@@ -41,7 +41,7 @@ pub(crate) struct SqliteStore {
     head: Head,
     metrics: Metrics,
     ledger: Arc<Mutex<Ledger>>,
-    _lock: Arc<FileLock>,
+    lock: Arc<FileLock>,
 }
 
 impl SqliteStore {
@@ -63,14 +63,23 @@ impl SqliteStore {
         let mut reader = readers.acquire().await.map_err(unavailable(open))?;
         let state = read_state(&mut reader).await?;
         drop(reader);
-        Ok(SqliteStore {
+        let store = SqliteStore {
             writer,
             readers,
             head: Head::new(state),
             metrics,
             ledger: Arc::default(),
-            _lock: Arc::new(lock),
-        })
+            lock: Arc::new(lock),
+        };
+        store.settle_older_copy().await?;
+        Ok(store)
+    }
+
+    /// For tests: a consistent copy of the file.
+    #[cfg(test)]
+    pub(super) async fn vacuum_into(&self, statement: &str) {
+        let statement = sqlx::AssertSqlSafe(statement.to_owned());
+        sqlx::raw_sql(statement).execute(&self.writer).await.expect("copied");
     }
 
     /// The one transaction that writes; it holds the head lock.
@@ -96,6 +105,24 @@ impl SqliteStore {
         Ok(LogState { log_id, ..state })
     }
 
+    /// A file that is behind what was noted beside it is an older copy.
+    async fn settle_older_copy(&self) -> Result<(), StoreError> {
+        let state = self.head.subscribe().borrow().clone();
+        if self.lock.noted().is_some_and(|(log_id, head)| log_id == state.log_id && head > state.head) {
+            self.renew_log_id("the file is older than what was noted beside it: it was restored").await?;
+        }
+        // Not in one statement: the watch would be borrowed while it is written.
+        let state = self.head.subscribe().borrow().clone();
+        self.publish(&state);
+        Ok(())
+    }
+
+    /// Takes a state that was committed.
+    fn publish(&self, state: &LogState) {
+        self.head.publish(state);
+        self.lock.note(state.log_id, state.head);
+    }
+
     /// Asks the store itself, and settles a restored one.
     async fn ask_state(&self) -> Result<LogState, StoreError> {
         let seen = self.head.seen();
@@ -107,7 +134,7 @@ impl SqliteStore {
             state = self.lock_head(&mut transaction).await?;
             transaction.commit().await.map_err(unavailable("settle a restored store"))?;
         }
-        self.head.publish(&state);
+        self.publish(&state);
         Ok(state)
     }
 

@@ -14,7 +14,6 @@
 mod account;
 mod backstage;
 mod cache;
-mod certificates;
 mod debian;
 mod elasticmq;
 mod fault_proxy;
