@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::{RawQuery, State};
 use axum::response::Response;
 use catalog_bridge_api::{SinkName, SourceName};
 use serde_json::json;
@@ -11,7 +11,7 @@ use super::auth::{Access, Operator};
 use super::context::Context;
 use super::events::parse_ref;
 use super::problem::{Kind, Problem};
-use super::query::{Form, Param, Query, parse_offset};
+use super::query::{Form, Param, Query, Segments, parse_offset};
 use super::reply::json_reply;
 use crate::store::{ConsumerKind, SinkCommand};
 
@@ -44,7 +44,7 @@ pub(super) const REDACT_PARAMS: &[Param] =
 pub(super) async fn pause(
     State(context): State<Arc<Context>>,
     Operator(access): Operator,
-    Path(sink): Path<String>,
+    Segments(sink): Segments<String>,
     RawQuery(raw): RawQuery,
 ) -> Result<Response, Problem> {
     Query::parse(raw.as_deref(), &[])?;
@@ -55,7 +55,7 @@ pub(super) async fn pause(
 pub(super) async fn resume(
     State(context): State<Arc<Context>>,
     Operator(access): Operator,
-    Path(sink): Path<String>,
+    Segments(sink): Segments<String>,
     RawQuery(raw): RawQuery,
 ) -> Result<Response, Problem> {
     Query::parse(raw.as_deref(), &[])?;
@@ -66,7 +66,7 @@ pub(super) async fn resume(
 pub(super) async fn skip(
     State(context): State<Arc<Context>>,
     Operator(access): Operator,
-    Path(sink): Path<String>,
+    Segments(sink): Segments<String>,
     RawQuery(raw): RawQuery,
 ) -> Result<Response, Problem> {
     let query = Query::parse(raw.as_deref(), SKIP_PARAMS)?;
@@ -79,7 +79,7 @@ pub(super) async fn skip(
 pub(super) async fn rewind(
     State(context): State<Arc<Context>>,
     Operator(access): Operator,
-    Path(sink): Path<String>,
+    Segments(sink): Segments<String>,
     RawQuery(raw): RawQuery,
 ) -> Result<Response, Problem> {
     let query = Query::parse(raw.as_deref(), REWIND_PARAMS)?;
@@ -101,7 +101,7 @@ pub(super) async fn rewind(
 pub(super) async fn preview(
     State(context): State<Arc<Context>>,
     Operator(_): Operator,
-    Path(sink): Path<String>,
+    Segments(sink): Segments<String>,
     RawQuery(raw): RawQuery,
 ) -> Result<Response, Problem> {
     let limit = Query::parse(raw.as_deref(), PREVIEW_PARAMS)?.size("limit")?;
@@ -115,7 +115,7 @@ pub(super) async fn preview(
 pub(super) async fn reconcile(
     State(context): State<Arc<Context>>,
     Operator(access): Operator,
-    Path(source): Path<String>,
+    Segments(source): Segments<String>,
     RawQuery(raw): RawQuery,
 ) -> Result<Response, Problem> {
     let confirm = Query::parse(raw.as_deref(), RECONCILE_PARAMS)?.flag("confirm")?;

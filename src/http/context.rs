@@ -13,7 +13,7 @@ use super::problem::{Kind, Problem};
 use super::reply::{REPLY_BYTES_MAX, Reservation};
 use super::{Parts, Settings};
 use crate::filter::Filter;
-use crate::store::{LogState, Store, StoreError};
+use crate::store::{APPEND_BYTES_MAX, LogState, Store, StoreError};
 
 /// How long a question to the store may take where an answer is wanted in any case.
 pub(super) const STORE_PATIENCE: Duration = Duration::from_secs(3);
@@ -51,10 +51,11 @@ impl Context {
     pub(super) fn new(settings: Settings, parts: Parts, closing: CancellationToken) -> Context {
         let limits = &settings.limits;
         let replies = (limits.replies_bytes_max.max(REPLY_BYTES_MAX)) / KIB;
+        let ingests = limits.ingests_bytes_max.max(2 * APPEND_BYTES_MAX) / KIB + 1;
         Context {
             tokens: Tokens::new(&settings.auth, limits.waiters_per_token_max),
             replies: Arc::new(Semaphore::new(replies)),
-            ingests: Arc::new(Semaphore::new(limits.ingests_max.max(1))),
+            ingests: Arc::new(Semaphore::new(ingests)),
             waiters: Arc::new(Semaphore::new(limits.waiters_max)),
             health: Mutex::new(None),
             settings,
@@ -78,9 +79,9 @@ impl Context {
         self.queue(&self.replies, room).await.map(Reservation::new)
     }
 
-    /// A place among those who read and append changes; waits for it a while.
-    pub(super) async fn reserve_ingest(&self) -> Result<OwnedSemaphorePermit, Problem> {
-        self.queue(&self.ingests, 1).await
+    /// Room for a request's changes; waits for it a while.
+    pub(super) async fn reserve_ingest(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Problem> {
+        self.queue(&self.ingests, u32::try_from(bytes / KIB + 1).unwrap_or(u32::MAX)).await
     }
 
     async fn queue(&self, semaphore: &Arc<Semaphore>, count: u32) -> Result<OwnedSemaphorePermit, Problem> {

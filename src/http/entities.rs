@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::{RawQuery, State};
 use axum::response::Response;
 use catalog_bridge_api::{EntityRef, Offset};
 use serde::Serialize;
@@ -11,7 +11,7 @@ use super::context::{Context, plain_header};
 use super::cursor::Cursor;
 use super::events::FILTER;
 use super::problem::{Kind, Problem};
-use super::query::{Form, Param, Query, parse_offset};
+use super::query::{Form, Param, Query, Segments, parse_offset};
 use super::reply::{ListReply, REPLY_BYTES_MAX, event_size, redacted_entity, text_reply};
 use crate::filter::View;
 use crate::store::{LogEntry, LogState, ReadLimits, StoreError};
@@ -182,7 +182,7 @@ impl Walk {
 pub(super) async fn by_name(
     State(context): State<Arc<Context>>,
     Reader(access): Reader,
-    Path(names): Path<(String, String, String)>,
+    Segments(names): Segments<(String, String, String)>,
     RawQuery(raw): RawQuery,
 ) -> Result<Response, Problem> {
     Query::parse(raw.as_deref(), &[])?;
@@ -207,7 +207,7 @@ pub(super) async fn by_name(
 pub(super) async fn history(
     State(context): State<Arc<Context>>,
     Reader(access): Reader,
-    Path(names): Path<(String, String, String)>,
+    Segments(names): Segments<(String, String, String)>,
     RawQuery(raw): RawQuery,
 ) -> Result<Response, Problem> {
     let query = Query::parse(raw.as_deref(), HISTORY_PARAMS)?;

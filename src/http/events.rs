@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::{RawQuery, State};
 use axum::response::Response;
 use catalog_bridge_api::{EntityRef, Event, Offset};
 use serde::Serialize;
@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::auth::{Access, Reader};
 use super::context::Context;
 use super::problem::{Kind, Problem};
-use super::query::{Form, Param, Query, parse_offset};
+use super::query::{Form, Param, Query, Segments, parse_offset};
 use super::reply::{ListReply, event_size, json_reply, text_reply, write_event};
 use crate::filter::View;
 use crate::store::{LogEntry, LogState, ReadLimits, StoreError};
@@ -265,7 +265,7 @@ pub(super) async fn head(
 pub(super) async fn event(
     State(context): State<Arc<Context>>,
     Reader(access): Reader,
-    Path(offset): Path<String>,
+    Segments(offset): Segments<String>,
     RawQuery(raw): RawQuery,
 ) -> Result<Response, Problem> {
     let query = Query::parse(raw.as_deref(), EVENT_PARAMS)?;

@@ -2,9 +2,10 @@ use std::borrow::Cow;
 use std::fmt;
 use std::io::Read;
 use std::sync::Arc;
+use std::time::Duration;
 
-use axum::body::Body;
-use axum::extract::{Path, RawQuery, Request, State};
+use axum::body::BodyDataStream;
+use axum::extract::{RawQuery, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::Response;
 use bytes::Bytes;
@@ -19,13 +20,16 @@ use sha2::{Digest, Sha256};
 use super::auth::Writer;
 use super::context::Context;
 use super::problem::{Kind, Problem};
-use super::query::Query;
+use super::query::{Query, Segments};
 use super::reply::json_reply;
 use crate::source::entity::parse_entity;
 use crate::store::{APPEND_BYTES_MAX, APPEND_CHANGES_MAX, Append, Change, Idempotency, OnOwned, Removal, Upsert};
 
 /// Largest body, before and after decompression.
 pub(super) const BODY_BYTES_MAX: usize = APPEND_BYTES_MAX;
+/// How much of a body that is too large is read before the answer, and how long a pause in it may be.
+const DISCARDED_BYTES_MAX: usize = 256 * 1024 * 1024;
+const DISCARD_PAUSE_MAX: Duration = Duration::from_millis(500);
 /// Longest idempotency key.
 const KEY_BYTES_MAX: usize = 200;
 
@@ -43,7 +47,7 @@ struct Answer {
 pub(super) async fn changes(
     State(context): State<Arc<Context>>,
     Writer(access): Writer,
-    Path(source): Path<String>,
+    Segments(source): Segments<String>,
     RawQuery(raw): RawQuery,
     request: Request,
 ) -> Result<Response, Problem> {
@@ -51,10 +55,10 @@ pub(super) async fn changes(
     let source = context.ingest_source(&source)?;
     let key = idempotency_key(request.headers())?;
     let encoding = body_encoding(request.headers())?;
-    refuse_declared_length(request.headers())?;
-    let _place = context.reserve_ingest().await?;
+    let declared = declared_length(request.headers());
+    let _room = context.reserve_ingest(room_for(declared, encoding)).await?;
 
-    let body = read_body(&context, request.into_body()).await?;
+    let body = read_body(&context, request, declared).await?;
     let read = move || -> Result<(Vec<Change>, String), Problem> {
         let text = decode(body, encoding)?;
         let body_hash = format!("{:x}", Sha256::digest(&text));
@@ -136,10 +140,16 @@ fn body_encoding(headers: &HeaderMap) -> Result<Packing, Problem> {
     }
 }
 
-/// A body that says that it is too large is refused before it is read.
-fn refuse_declared_length(headers: &HeaderMap) -> Result<(), Problem> {
-    let declared = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-    if declared.is_some_and(|length| length > BODY_BYTES_MAX as u64) { Err(too_large()) } else { Ok(()) }
+fn declared_length(headers: &HeaderMap) -> Option<usize> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// How many bytes a request holds at most: the body, and the entities that are copied out of it.
+fn room_for(declared: Option<usize>, packing: Packing) -> usize {
+    match (declared, packing) {
+        (Some(length), Packing::Plain) => 2 * length.min(BODY_BYTES_MAX),
+        _ => 2 * BODY_BYTES_MAX,
+    }
 }
 
 fn too_large() -> Problem {
@@ -147,16 +157,24 @@ fn too_large() -> Problem {
     Problem::of_field(Kind::ContentTooLarge, "body", detail)
 }
 
-async fn read_body(context: &Context, body: Body) -> Result<Vec<u8>, Problem> {
+async fn read_body(context: &Context, request: Request, declared: Option<usize>) -> Result<Vec<u8>, Problem> {
+    let asks_first = request.headers().contains_key(header::EXPECT);
+    let mut stream = request.into_body().into_data_stream();
+    if declared.is_some_and(|length| length > BODY_BYTES_MAX) {
+        if !asks_first {
+            discard(&mut stream).await;
+        }
+        return Err(too_large());
+    }
     let timeout = context.settings.limits.body_timeout;
     let reading = async {
-        let mut stream = body.into_data_stream();
-        let mut read = Vec::new();
+        let mut read = Vec::with_capacity(declared.unwrap_or_default());
         while let Some(chunk) = stream.next().await {
             let chunk: Bytes = chunk.map_err(|_| {
                 Problem::of_field(Kind::InvalidBody, "body", "the body broke off; send the request again")
             })?;
             if read.len() + chunk.len() > BODY_BYTES_MAX {
+                discard(&mut stream).await;
                 return Err(too_large());
             }
             read.extend_from_slice(&chunk);
@@ -167,6 +185,16 @@ async fn read_body(context: &Context, body: Body) -> Result<Vec<u8>, Problem> {
         let detail = format!("the body did not come within {} s; send it again", timeout.as_secs());
         Err(Problem::of_field(Kind::RequestTimeout, "body", detail))
     })
+}
+
+/// Reads on for a while without keeping anything: a client that still writes when its connection is closed sees the
+/// closing and not our answer.
+async fn discard(stream: &mut BodyDataStream) {
+    let mut left = DISCARDED_BYTES_MAX;
+    while let Ok(Some(Ok(chunk))) = tokio::time::timeout(DISCARD_PAUSE_MAX, stream.next()).await {
+        let Some(rest) = left.checked_sub(chunk.len()) else { return };
+        left = rest;
+    }
 }
 
 fn decode(body: Vec<u8>, packing: Packing) -> Result<Vec<u8>, Problem> {

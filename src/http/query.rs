@@ -1,4 +1,7 @@
+use axum::extract::{FromRequestParts, Path};
+use axum::http::request::Parts;
 use catalog_bridge_api::{EventType, Offset};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use url::form_urlencoded;
 
@@ -142,6 +145,23 @@ impl Query {
             types.push(known);
         }
         Ok(types)
+    }
+}
+
+/// The path's own segments, decoded.
+pub(super) struct Segments<T>(pub(super) T);
+
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Segments<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        match Path::from_request_parts(parts, state).await {
+            Ok(Path(segments)) => Ok(Segments(segments)),
+            Err(_) => {
+                let detail = "the path is no UTF-8 once its %-escapes are read; escape each segment as UTF-8";
+                Err(Problem::of_field(Kind::InvalidParameter, "path", detail))
+            }
+        }
     }
 }
 

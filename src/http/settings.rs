@@ -112,8 +112,8 @@ pub struct Limits {
     pub waiters_per_token_max: usize,
     /// Most bytes of replies that are being built or sent.
     pub replies_bytes_max: usize,
-    /// Most ingest requests that are read and appended at once; each may hold 16 MiB twice (compressed and not).
-    pub ingests_max: usize,
+    /// Most bytes of ingest requests that are being read and appended; each holds its body twice.
+    pub ingests_bytes_max: usize,
     /// How long a request waits for its share of the above.
     pub queue_timeout: Duration,
     /// How long a client may take to send a request's headers, also how long an idle connection is kept.
@@ -133,7 +133,7 @@ impl Default for Limits {
             waiters_max: 2_000,
             waiters_per_token_max: 1_000,
             replies_bytes_max: 128 * 1024 * 1024,
-            ingests_max: 4,
+            ingests_bytes_max: 128 * 1024 * 1024,
             queue_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(60),
             body_timeout: Duration::from_secs(60),

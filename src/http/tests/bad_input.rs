@@ -42,6 +42,7 @@ async fn bad_parameters_are_named() {
     }
     check(&server.get("/events/abc").await, 400, "invalid-parameter", "offset");
     check(&server.get("/events/-1").await, 400, "invalid-parameter", "offset");
+    check(&server.get("/entities/by-name/%ff/c/d").await, 400, "invalid-parameter", "path");
     check(&server.get("/entities/by-name/a:b/c/d").await, 400, "invalid-parameter", "path");
     check(&server.get("/events?ofset=3").await, 400, "unknown-parameter", "ofset");
     check(&server.get("/events/head?x=3").await, 400, "unknown-parameter", "x");
@@ -219,21 +220,41 @@ async fn bad_changes_are_refused_whole() {
     server.stop().await;
 }
 
-/// A body of 100 MB is refused by its length, before it is read.
+/// A body of 100 MB is answered, whether its client looks at answers while it writes or not.
 #[tokio::test]
-async fn a_declared_length_that_is_too_large_is_refused_at_once() {
+async fn a_very_large_body_is_answered() {
+    let (server, _) = Server::start().await;
+    let url = format!("{}/sources/push/changes", server.base);
+    let body = vec![b' '; 100_000_000];
+
+    let declared = server.client.post(&url).header("content-type", "application/json").body(body.clone());
+    check(&answer(declared).await, 413, "content-too-large", "body");
+    let chunks = body.chunks(1 << 20).map(|chunk| std::io::Result::Ok(chunk.to_vec())).collect::<Vec<_>>();
+    let streamed = reqwest::Body::wrap_stream(futures::stream::iter(chunks));
+    let undeclared = server.client.post(&url).header("content-type", "application/json").body(streamed);
+    check(&answer(undeclared).await, 413, "content-too-large", "body");
+    server.stop().await;
+}
+
+/// Who asks before it writes, or writes nothing, is told by the length alone.
+#[tokio::test]
+async fn a_declared_length_that_is_too_large_is_enough() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let (server, _) = Server::start().await;
-    let mut stream =
-        tokio::net::TcpStream::connect(server.root.trim_start_matches("http://")).await.expect("connected");
-    let request = "POST /api/catalog/sources/push/changes HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
-        content-length: 100000000\r\n\r\n";
-    stream.write_all(request.as_bytes()).await.expect("sent");
+    for expect in ["", "expect: 100-continue\r\n"] {
+        let mut stream =
+            tokio::net::TcpStream::connect(server.root.trim_start_matches("http://")).await.expect("connected");
+        let request = format!(
+            "POST /api/catalog/sources/push/changes HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{expect}\
+             content-length: 100000000\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).await.expect("sent");
 
-    let mut reply = vec![0; 2_000];
-    let count = stream.read(&mut reply).await.expect("a reply");
+        let mut reply = vec![0; 2_000];
+        let count = stream.read(&mut reply).await.expect("a reply");
 
-    let reply = String::from_utf8_lossy(&reply[..count]).into_owned();
-    assert!(reply.starts_with("HTTP/1.1 413"), "{reply}");
+        let reply = String::from_utf8_lossy(&reply[..count]).into_owned();
+        assert!(reply.starts_with("HTTP/1.1 413"), "{reply}");
+    }
     server.stop().await;
 }

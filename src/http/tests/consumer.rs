@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::fake_store::FakeStore;
 use super::harness::{Server, settings};
-use crate::store::Store;
+use crate::store::{RetentionPolicy, Store};
 
 /// A reader as the RFC describes it: bootstrap from `/entities`, follow `/events`, remember `lastEventOffset`.
 struct Consumer {
@@ -110,6 +110,13 @@ async fn consumers_end_with_the_live_state(store: Arc<dyn Store>, forget: impl A
         }
     }
 
+    // One was away for so long that what it missed is gone.
+    let before = consumers[1].bootstraps;
+    consumers[1].offset = Some(0);
+    consumers[1].step(&server, head).await;
+    consumers[1].step(&server, head).await;
+    assert_eq!(consumers[1].bootstraps, before + 1);
+
     for (consumer, owners) in consumers.iter_mut().zip([&["o0", "o1", "o2", "o3"][..], &["o1"], &["o0", "o2"]]) {
         while !consumer.step(&server, head).await {}
         let expected: Vec<(String, &str)> = live
@@ -136,11 +143,19 @@ async fn consumers_end_with_the_live_state_in_memory() {
     }
 }
 
-/// The same over a real store.
+/// The same over a real store, with its retention.
 #[tokio::test]
 async fn consumers_end_with_the_live_state_in_sqlite() {
     let directory = tempfile::tempdir().expect("a directory");
     let settings = crate::store::Settings::sqlite(directory.path().join("log.db"));
     let store = crate::store::open(&settings, crate::store::Metrics::default()).await.expect("a store");
-    consumers_end_with_the_live_state(store, async |_| {}, 77).await;
+    let retention = store.clone();
+    let policy = RetentionPolicy {
+        age: Duration::from_secs(3600),
+        bytes: u64::MAX,
+        events: Some(3),
+        removals: Duration::from_secs(3600),
+    };
+    let forget = async |_| assert!(retention.retain(&policy).await.expect("a pass").oldest.get() > 0);
+    consumers_end_with_the_live_state(store, forget, 77).await;
 }

@@ -322,7 +322,7 @@ async fn every_route_is_in_the_document_and_answers() {
         for (method, operation) in methods.as_object().expect("methods") {
             let is_operator = operation["tags"][0] == "operator";
             let url = format!("{}{path}", if is_operator { &server.admin } else { &server.root });
-            let url = url.replace('{', "").replace('}', "");
+            let url = url.replace(['{', '}'], "");
             let method = reqwest::Method::from_bytes(method.to_uppercase().as_bytes()).expect("a method");
             let reply = answer(server.client.request(method, &url)).await;
             assert_ne!(reply.status, 405, "{url}");

@@ -3,14 +3,11 @@
 //! Users: `alice` with `alice-pw` by PLAIN, `bob` with `bob-pw` by SCRAM-SHA-256. The certificates are made new for each
 //! server, by the `openssl` program, and are good for 127.0.0.1.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::path::PathBuf;
 
 use anyhow::Result;
 
-use crate::{port::Port, process::run_tool};
+use crate::{certificates, port::Port};
 
 /// The listeners of one node and the certificates that they and their clients use.
 #[derive(Debug)]
@@ -24,7 +21,7 @@ pub struct KafkaSecurity {
 impl KafkaSecurity {
     /// Reserves the ports and makes the certificates.
     pub(crate) async fn prepare(directory: PathBuf) -> Result<Self> {
-        make_certificates(&directory).await?;
+        certificates::make(&directory).await?;
         Ok(Self { sasl: Port::reserve()?, sasl_tls: Port::reserve()?, mutual_tls: Port::reserve()?, directory })
     }
 
@@ -82,18 +79,4 @@ impl KafkaSecurity {
 
 fn at(port: &Port) -> String {
     format!("127.0.0.1:{}", port.number())
-}
-
-async fn make_certificates(directory: &Path) -> Result<()> {
-    const SCRIPT: &str = r#"set -e
-openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=test-ca -keyout ca.key -out ca.pem
-echo 'subjectAltName=IP:127.0.0.1,DNS:localhost' > names
-for who in server client; do
-  openssl req -newkey rsa:2048 -nodes -subj /CN=$who -keyout $who.key -out $who.csr
-  openssl x509 -req -in $who.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 30 -out $who.crt -extfile names
-  cat $who.key $who.crt ca.pem > $who.pem
-done"#;
-    let mut command = Command::new("/bin/sh");
-    command.args(["-c", SCRIPT]).current_dir(directory);
-    run_tool(command, None).await.map(drop)
 }

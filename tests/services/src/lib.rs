@@ -14,6 +14,7 @@
 mod account;
 mod backstage;
 mod cache;
+mod certificates;
 mod debian;
 mod elasticmq;
 mod fault_proxy;

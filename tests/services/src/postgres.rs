@@ -5,6 +5,7 @@
 use std::{
     fs::{self, File},
     io::Write,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicU64, Ordering},
@@ -17,7 +18,7 @@ use tokio::process::Command as InstallCommand;
 
 use crate::{
     account::Account,
-    cache, maven,
+    cache, certificates, maven,
     port::Port,
     process::{StopSignal, run_tool},
     server::{Readiness, Server, ServerSettings},
@@ -70,6 +71,8 @@ pub struct PostgresOptions {
     /// Whether a commit waits for the disk. Off by default: only a crash of the machine loses more without it, and
     /// [`Postgres::kill9`] is none.
     pub fsync: bool,
+    /// Whether clients may use TLS; [`Postgres::tls_url`] then makes them check the server's certificate.
+    pub tls: bool,
     /// Start on a copy of this data directory (see [`Postgres::copy_data_to`]) instead of a new cluster.
     pub data_from: Option<PathBuf>,
 }
@@ -145,6 +148,9 @@ impl Postgres {
             Some(copy) => copy_tree(copy, &postgres.data_directory()).await?,
             None => postgres.initialize(options.fsync).await?,
         }
+        if options.tls {
+            postgres.enable_tls().await?;
+        }
         for (name, value) in &options.settings {
             postgres.set(name, value)?;
         }
@@ -158,6 +164,25 @@ impl Postgres {
         initdb.args(["--encoding=UTF8", "--no-locale"]);
         run_tool(initdb, self.account).await.context("creating a PostgreSQL cluster")?;
         self.append_settings(&format!("{DEFAULT_SETTINGS}fsync = {}\n", if fsync { "on" } else { "off" }))
+    }
+
+    async fn enable_tls(&self) -> Result<()> {
+        let directory = self.tls_directory();
+        fs::create_dir(&directory).with_context(|| format!("creating {}", directory.display()))?;
+        certificates::make(&directory).await?;
+        let (certificate, key) = (directory.join("server.crt"), directory.join("server.key"));
+        // PostgreSQL refuses a key that others could read.
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).context("closing PostgreSQL's key")?;
+        if let Some(account) = self.account {
+            account.take(&key)?;
+        }
+        self.set("ssl", "on")?;
+        self.set("ssl_cert_file", &certificate.display().to_string())?;
+        self.set("ssl_key_file", &key.display().to_string())
+    }
+
+    fn tls_directory(&self) -> PathBuf {
+        self.directory.join("tls")
     }
 
     /// Sets a line of `postgresql.conf`; it holds from the next start.
@@ -188,6 +213,12 @@ impl Postgres {
     /// The URL of a database of this server, whether or not it exists.
     pub fn url(&self, database: &str) -> String {
         format!("postgres://postgres@{}/{database}", self.address())
+    }
+
+    /// As [`url`](Self::url), with TLS and a check of the server's certificate; wants [`PostgresOptions::tls`].
+    pub fn tls_url(&self, database: &str) -> String {
+        let authority = self.tls_directory().join("ca.pem");
+        format!("{}?sslmode=verify-full&sslrootcert={}", self.url(database), authority.display())
     }
 
     /// Where the cluster's files are. Changing them is safe while the server is stopped.

@@ -76,3 +76,11 @@ async fn oldest_and_newest_releases_start() {
         assert_eq!(read_text(&url, "show max_prepared_transactions").await, "5");
     }
 }
+
+#[tokio::test]
+async fn clients_may_check_the_certificate_of_the_server() {
+    let postgres = Postgres::start(PostgresOptions { tls: true, ..Default::default() }).await.unwrap();
+
+    let query = "select version from pg_stat_ssl where pid = pg_backend_pid()";
+    assert!(read_text(&postgres.tls_url("postgres"), query).await.starts_with("TLS"));
+}
