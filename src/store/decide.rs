@@ -210,6 +210,14 @@ impl Decision {
         }
     }
 
+    /// Of the updates whose predecessors were not compared: anything may have changed.
+    pub(super) fn give_up_comparing(&mut self) {
+        let waiting: Vec<usize> = self.awaiting().collect();
+        for index in waiting {
+            self.events[index].changed = Some(changed::unknown());
+        }
+    }
+
     /// The answer to the append.
     pub(super) fn appended(&self, head_before: Offset) -> Appended {
         Appended {

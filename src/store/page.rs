@@ -39,9 +39,18 @@ impl ReadLimits {
 
 /// Bodies that an append compares at a time.
 const COMPARE: ReadLimits = ReadLimits { events_max: 1_000, bytes_max: 16 * 1024 * 1024 };
+/// Bytes of bodies that one append compares, as it holds the head lock meanwhile; of further updates it says that anything
+/// may have changed.
+const COMPARE_BYTES_MAX: i64 = 256 * 1024 * 1024;
 
-/// The rows in pieces whose bodies may be held at a time.
-pub(super) fn chunks(mut rows: &[Sized]) -> impl Iterator<Item = &[Sized]> {
+/// The rows whose bodies are compared, in pieces that may be held at a time.
+pub(super) fn chunks(rows: &[Sized]) -> impl Iterator<Item = &[Sized]> {
+    let mut bytes = 0_i64;
+    let compared = rows.iter().take_while(|row| {
+        bytes = bytes.saturating_add(row.bytes);
+        bytes <= COMPARE_BYTES_MAX
+    });
+    let mut rows = &rows[..compared.count()];
     std::iter::from_fn(move || {
         let (chunk, rest) = rows.split_at_checked(COMPARE.fit(rows))?;
         rows = rest;
@@ -69,13 +78,14 @@ mod tests {
     }
 
     #[test]
-    fn chunks_are_bounded_and_whole() {
+    fn chunks_are_bounded_one_by_one_and_together() {
         let rows: Vec<Sized> =
             (0..2_500).map(|offset| Sized { offset: Offset::new(offset), bytes: 1024 * 1024 }).collect();
 
         let all: Vec<Vec<Sized>> = chunks(&rows).map(<[Sized]>::to_vec).collect();
 
         assert!(all.iter().all(|chunk| (1..=16).contains(&chunk.len())));
-        assert_eq!(all.concat().len(), rows.len());
+        assert_eq!(all.concat().len(), 256);
+        assert_eq!(chunks(&rows[..100]).map(<[Sized]>::len).sum::<usize>(), 100);
     }
 }

@@ -309,5 +309,6 @@ async fn compare(connection: &mut PgConnection, decision: &mut Decision) -> Resu
         let bodies = query(BODIES).bind(&offsets).persistent(false).try_map(body).fetch_all(&mut *connection).await?;
         decision.compare(&bodies.into_iter().collect());
     }
+    decision.give_up_comparing();
     Ok(())
 }

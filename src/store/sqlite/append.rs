@@ -194,5 +194,6 @@ async fn compare(connection: &mut SqliteConnection, decision: &mut Decision) -> 
         let bodies = query(BODIES).bind(offsets).try_map(body).fetch_all(&mut *connection).await?;
         decision.compare(&bodies.into_iter().collect());
     }
+    decision.give_up_comparing();
     Ok(())
 }

@@ -44,7 +44,7 @@ impl Proxy {
             }
         });
         let mut settings = Settings::postgres(url.as_str());
-        settings.lease = Duration::from_secs(4);
+        settings.lease = Duration::from_secs(10);
         (proxy, Subject::open(settings, tempfile::tempdir().expect("a directory")).await)
     }
 
@@ -133,7 +133,7 @@ async fn a_commit_that_never_arrived_is_an_error_and_leaves_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_frozen_append_does_not_hold_up_the_others() {
     let mut settings = Settings::postgres(fresh_database().await);
-    settings.lease = Duration::from_secs(4);
+    settings.lease = Duration::from_secs(10);
     let store = Subject::open(settings, tempfile::tempdir().expect("a directory")).await;
     let Raw::Postgres(postgres) = &store.raw else { unreachable!() };
     let mut frozen = postgres.begin_write().await.expect("begun");
@@ -155,7 +155,7 @@ async fn answered_appends_survive_kills_of_the_server() {
     let mut server = Postgres::start(PostgresOptions::default()).await.expect("a server");
     let url = server.fresh_database("store").await.expect("a database");
     let mut settings = Settings::postgres(url);
-    settings.lease = Duration::from_secs(4);
+    settings.lease = Duration::from_secs(10);
     let store = Subject::open(settings, tempfile::tempdir().expect("a directory")).await;
     let is_done = Arc::new(AtomicBool::new(false));
     let mut writers = JoinSet::new();
