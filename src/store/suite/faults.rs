@@ -197,5 +197,5 @@ async fn answered_appends_survive_kills_of_the_server() {
     assert_eq!(there.len(), names.len(), "each name was added once");
     assert!(answered.iter().all(|name| there.contains(name.as_str())));
     let is_whole = |chunk: &[&str]| chunk[0].trim_end_matches('x') == chunk[2].trim_end_matches('z');
-    assert!(names.len() % 3 == 0 && names.chunks(3).all(is_whole), "whole appends, one after the other");
+    assert!(names.len().is_multiple_of(3) && names.chunks(3).all(is_whole), "whole appends, one after the other");
 }
