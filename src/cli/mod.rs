@@ -173,7 +173,12 @@ fn describe(error: &anyhow::Error) -> String {
 }
 
 fn exit_code(error: &anyhow::Error) -> ExitCode {
-    let is_wrong_use = error.chain().any(|cause| cause.is::<ConfigError>() || cause.is::<WrongUse>());
+    // 400: the daemon says that an argument means nothing.
+    let is_wrong_use = error.chain().any(|cause| {
+        cause.is::<ConfigError>()
+            || cause.is::<WrongUse>()
+            || cause.downcast_ref::<client::Refused>().is_some_and(|refused| refused.status.as_u16() == 400)
+    });
     ExitCode::from(if is_wrong_use { 2 } else { 1 })
 }
 

@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::Args;
 
 use super::output::{print, print_json};
-use crate::{config, telemetry};
+use crate::{config, daemon};
 
 #[derive(Debug, Args)]
 pub(super) struct Schema {
@@ -22,7 +22,7 @@ impl Schema {
             return print(config::reference::markdown().trim_end());
         }
         if self.metrics {
-            return print(telemetry::metrics::markdown().trim_end());
+            return print(daemon::metrics_page().trim_end());
         }
         print_json(&config::reference::json_schema())
     }

@@ -1,6 +1,7 @@
-//! All metrics of the daemon in one place: what `/metrics` shows and what `docs/metrics.md` says cannot differ.
+//! What the rooms register their metrics at, and the metrics of the process itself.
 //!
-//! The rooms define theirs; here they are registered, beside those of the process itself.
+//! What `/metrics` shows and what `docs/metrics.md` says come from one registration, so they cannot differ. Knows nothing of
+//! what the rooms measure.
 
 use std::fmt::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -37,12 +38,23 @@ impl Registry {
         self.registered.register(name, help, metric);
     }
 
+    /// Adds the metrics of this process.
+    pub fn register_process(&mut self) {
+        self.register(
+            "catalog_bridge_build",
+            "The running release",
+            Info::new([("version", env!("CARGO_PKG_VERSION"))]),
+        );
+        Process::register(self);
+    }
+
     /// What `/metrics` is written from.
     pub fn into_registered(self) -> Registered {
         self.registered
     }
 
-    fn markdown(&self) -> String {
+    /// The page `docs/metrics.md`.
+    pub fn markdown(&self) -> String {
         let mut entries: Vec<&Entry> = self.entries.iter().collect();
         entries.sort_by_key(|entry| &entry.name);
         let mut page = INTRODUCTION.to_owned();
@@ -68,43 +80,6 @@ const INTRODUCTION: &str = "\
 | metric | type | meaning |
 | --- | --- | --- |
 ";
-
-/// What all rooms count.
-#[derive(Clone)]
-#[expect(missing_docs, reason = "each is the room's own")]
-pub struct Metrics {
-    pub store: crate::store::Metrics,
-    pub source: crate::source::Metrics,
-    pub delivery: crate::delivery::Metrics,
-    pub http: crate::http::Metrics,
-}
-
-impl Metrics {
-    /// The metrics of all rooms and of the process, registered.
-    pub fn register(registry: &mut Registry) -> Metrics {
-        let metrics = Metrics {
-            store: crate::store::Metrics::default(),
-            source: crate::source::Metrics::default(),
-            delivery: crate::delivery::Metrics::new(),
-            http: crate::http::Metrics::default(),
-        };
-        metrics.store.register(registry);
-        metrics.source.register(registry);
-        metrics.delivery.register(registry);
-        metrics.http.register(registry);
-        let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
-        registry.register("catalog_bridge_build", "The running release", build);
-        Process::register(registry);
-        metrics
-    }
-}
-
-/// The page `docs/metrics.md`.
-pub fn markdown() -> String {
-    let mut registry = Registry::default();
-    Metrics::register(&mut registry);
-    registry.markdown()
-}
 
 /// This process, looked at when it is asked. Its names are those that every Prometheus client uses.
 #[derive(Debug)]
@@ -157,26 +132,15 @@ mod tests {
     #[test]
     fn the_process_tells_its_memory_and_its_release() {
         let mut registry = Registry::default();
-        Metrics::register(&mut registry);
+        registry.register_process();
+        let page = registry.markdown();
 
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry.into_registered()).expect("encoded");
 
-        for part in
-            ["process_resident_memory_bytes ", "process_start_time_seconds ", "catalog_bridge_build_info{version="]
-        {
-            assert!(text.contains(part), "{part} is missing:\n{text}");
-        }
-    }
-
-    #[test]
-    fn names_say_whose_they_are_and_help_has_no_full_stop() {
-        let mut registry = Registry::default();
-        Metrics::register(&mut registry);
-
-        for Entry { name, help, .. } in &registry.entries {
-            assert!(name.starts_with("catalog_bridge_") || name.starts_with("process_"), "{name}");
-            assert!(!name.ends_with("_total") && !help.ends_with('.') && !help.is_empty(), "{name}: {help}");
+        for name in ["process_resident_memory_bytes", "process_start_time_seconds", "catalog_bridge_build_info"] {
+            assert!(text.contains(name), "{name} is missing:\n{text}");
+            assert!(page.contains(&format!("| `{name}` |")), "{name} is missing:\n{page}");
         }
     }
 }

@@ -7,5 +7,6 @@ mod support;
 mod backlog;
 mod backstage_to_kafka;
 mod bad_input;
+mod cli;
 mod consumer_loop;
 mod restores;

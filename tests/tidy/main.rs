@@ -1,3 +1,4 @@
 //! Our own rules as tests.
 
+mod docs;
 mod rooms;

@@ -3,6 +3,8 @@
 //! A remote that is away is never a reason to end: a store that cannot be reached at start is tried again for ever, while the
 //! listeners already answer (alive, and not ready). What ends the daemon is a wrong setting or a port that is taken.
 
+mod metrics;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,11 +16,13 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+pub use self::metrics::metrics_page;
+
+use self::metrics::Metrics;
 use crate::config::Config;
 use crate::http::{Control, ControlError, Http, Listeners, Parts};
 use crate::source::{CommandError, Handle, Sources};
 use crate::store::{Store, StoreError, Tail};
-use crate::telemetry::metrics::Metrics;
 use crate::telemetry::{self, StatusBoard};
 use crate::{delivery, source, store};
 
