@@ -126,7 +126,7 @@ mod tests {
     fn trouble_is_shown_with_the_command_that_leads_out_of_it() {
         let sink = json!({
             "state": "blocked", "offset": 7, "entityRef": "component:default/a", "reason": "too large",
-            "protocol": "kafka", "checkpoint": 6, "lagEvents": 3, "help": ["catalog-bridge sinks skip a --offset 7"],
+            "protocol": "kafka", "checkpoint": 6, "lagEvents": 3, "help": ["catalog-bridge sinks skip a 7"],
         });
 
         let lines = consumer_lines("sink", "a", &sink, Style::plain());
@@ -136,7 +136,7 @@ mod tests {
             [
                 "sink a (kafka): blocked, checkpoint 6, 3 events behind",
                 "    offset 7, entity component:default/a, reason too large",
-                "    try: catalog-bridge sinks skip a --offset 7",
+                "    try: catalog-bridge sinks skip a 7",
             ]
         );
     }
