@@ -12,8 +12,6 @@ use super::catalog::{Census, CensusKind, PageLimits};
 use super::session::{PAGE_BYTES, Session};
 use crate::source::owner::SourceError;
 
-/// Rows of a page.
-const PAGE_ROWS: i64 = 1_000;
 /// So many of the last generations are looked at again after each reconnect: a failover may have lost what was read.
 const VERIFIED: i64 = 10_000;
 
@@ -45,7 +43,7 @@ impl Session<'_> {
 
     /// Reads and appends one page. `None`: there is more. Otherwise the census of the snapshot that we hold now.
     async fn read_page(&mut self, kind: CensusKind) -> Result<Option<(Option<Census>,)>, SourceError> {
-        let limits = PageLimits { rows: PAGE_ROWS, bytes: PAGE_BYTES };
+        let limits = PageLimits { rows: i64::from(self.settings.page_rows), bytes: PAGE_BYTES };
         let page = self.catalog.page(self.position.generation, limits, kind).await?;
         if page.counter < self.position.generation {
             return Err(SourceError::Reopen("the catalog's counter went back".to_owned()));
@@ -113,13 +111,14 @@ impl Session<'_> {
     pub(super) async fn verify_recent(&mut self) -> Result<(), SourceError> {
         let up_to = self.position.generation;
         let mut after = (up_to - VERIFIED).max(0);
+        let limit = i64::from(self.settings.page_rows);
         let mut repaired = 0;
         loop {
-            let (keys, last) = self.catalog.recent_keys(after, up_to, PAGE_ROWS).await?;
+            let (keys, last) = self.catalog.recent_keys(after, up_to, limit).await?;
             let differing = self.differing(&keys).await?;
             repaired += self.repair(differing, Cause::Reconcile).await?;
             match last {
-                Some(last) if keys.len() as i64 >= PAGE_ROWS => after = last,
+                Some(last) if keys.len() as i64 >= limit => after = last,
                 _ => break,
             }
         }

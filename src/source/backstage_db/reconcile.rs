@@ -14,9 +14,6 @@ use super::position::{Outcome, Progress};
 use super::session::Session;
 use crate::source::owner::SourceError;
 
-/// Keys of a step.
-const PAGE_KEYS: i64 = 1_000;
-
 impl Session<'_> {
     /// Begins one; one under way that was begun for a graver reason goes on.
     pub(super) fn begin_reconcile(&mut self, reason: &str, is_gap: bool) {
@@ -38,13 +35,14 @@ impl Session<'_> {
             return self.end_reconcile(removed).await;
         }
         let after = progress.after.clone();
-        let keys = self.catalog.keys(after.as_deref(), PAGE_KEYS).await?;
+        let limit = i64::from(self.settings.page_rows);
+        let keys = self.catalog.keys(after.as_deref(), limit).await?;
         let differing = self.differing(&keys).await?;
         let repaired = self.repair(differing, Cause::Reconcile).await?;
         if let Some(progress) = &mut self.position.reconcile {
             progress.compared += keys.len() as u64;
             progress.repaired += repaired;
-            progress.sweeping = (keys.len() as i64) < PAGE_KEYS;
+            progress.sweeping = (keys.len() as i64) < limit;
             progress.after = keys.last().map(|key| key.entity_ref.clone()).or(after);
         }
         let position = self.position.to_json()?;

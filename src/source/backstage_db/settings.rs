@@ -26,6 +26,8 @@ pub struct Settings {
     pub reconcile_only_interval: Duration,
     /// When a mass removal is held back; `None`: never.
     pub removal_guard: Option<RemovalGuard>,
+    /// Rows of a page, of changes as of a reconcile.
+    pub page_rows: u32,
     /// Longest wait for a connection.
     pub connect_timeout: Duration,
     /// Longest wait for a statement, on both sides.
@@ -44,6 +46,7 @@ impl Settings {
             reconcile_interval: Duration::from_secs(24 * 60 * 60),
             reconcile_only_interval: Duration::from_secs(10),
             removal_guard: Some(RemovalGuard::default()),
+            page_rows: 1_000,
             connect_timeout: Duration::from_secs(10),
             statement_timeout: Duration::from_secs(30),
         }
