@@ -176,6 +176,9 @@ fn string_length(text: &[u8]) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
+    use super::super::canonical::tests::values;
     use super::*;
 
     #[track_caller]
@@ -220,5 +223,23 @@ mod tests {
     fn a_root_that_is_no_object_may_have_changed_anywhere() {
         let canonical = |text| Canonical::of(text).expect("valid JSON");
         assert_eq!(changed(&canonical("[1]"), &canonical("[2]")), unknown());
+    }
+
+    proptest::proptest! {
+        /// Every path that is named differs, and nothing differs beside the named ones.
+        #[test]
+        fn what_is_named_is_what_differs(one in values(), other in values()) {
+            let canonical = |value: &Value| Canonical::of(&value.to_string()).expect("valid JSON");
+
+            let found = changed(&canonical(&one), &canonical(&other));
+
+            proptest::prop_assert_eq!(found.paths.is_empty() && !found.truncated, one == other);
+            let (Value::Object(one), Value::Object(other)) = (&one, &other) else { return Ok(()) };
+            for key in one.keys().chain(other.keys()) {
+                let differs = one.get(key) != other.get(key);
+                let is_named = found.truncated || found.paths.iter().any(|path| path.starts_with(key.as_str()));
+                proptest::prop_assert!(is_named || !differs, "{} {:?}", key, found);
+            }
+        }
     }
 }
