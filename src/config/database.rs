@@ -172,7 +172,7 @@ mod tests {
 
     #[track_caller]
     fn resolve(section: serde_json::Value) -> Result<Database, String> {
-        let root = Node::parse("log:\n").ok().expect("valid");
+        let root = Node::parse("log:\n").expect("valid");
         let mut refusals = Refusals::new(&root);
         let section: DatabaseSection = serde_json::from_value(section).expect("a section");
         let database = section.resolve(&["log"], &mut refusals);

@@ -90,8 +90,7 @@ impl Keeper {
         if held.changed().await.is_err() {
             return Held::Lost("the renewing task ended".to_owned());
         }
-        let now = held.borrow().clone();
-        now
+        held.borrow().clone()
     }
 
     /// Gives the lease up for a clean hand-over.

@@ -327,7 +327,7 @@ impl Live<'_> {
     fn see(&self, entry: &LogEntry) -> Option<Event> {
         let view = &self.run.worker.sink.view;
         let offset = entry.event.offset;
-        if !self.run.position.walk.is_some_and(|at| offset <= at) {
+        if self.run.position.walk.is_none_or(|at| offset > at) {
             return view.see(entry);
         }
         // A sink that had delivered before may hold what does not match now.

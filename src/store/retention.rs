@@ -129,7 +129,7 @@ impl Ledger {
         while after < state.head {
             let number = after.get() / CHUNK;
             let end = Offset::new(((number + 1) * CHUNK).min(state.head.get()));
-            let is_whole = after.get() % CHUNK == 0 && end.get() % CHUNK == 0;
+            let is_whole = after.get().is_multiple_of(CHUNK) && end.get().is_multiple_of(CHUNK);
             let weight = match self.chunks.get(&number).filter(|_| is_whole) {
                 Some(weight) => *weight,
                 None => tables.weigh(after, end).await?,

@@ -70,7 +70,7 @@ async fn follow(daemon: &Daemon, reader: usize, done: &AtomicBool) -> Result<Vec
     loop {
         let finished = done.load(Ordering::SeqCst);
         let page = daemon
-            .get(&format!("/events?offset={at}&limit={limit}&wait={}", if reader % 2 == 0 { 1 } else { 0 }))
+            .get(&format!("/events?offset={at}&limit={limit}&wait={}", u8::from(reader.is_multiple_of(2))))
             .await?;
         let head = page["headOffset"].as_u64().context("headOffset")?;
         ensure!(head >= head_seen, "reader {reader}: head went from {head_seen} back to {head}");

@@ -122,7 +122,7 @@ async fn write(catalog: &Catalog, committed: &Committed, done: &AtomicBool, seed
             match step {
                 Step::Put(version) => drop(committed.versions.lock().expect("no writer panicked").insert(version)),
                 Step::Remove(name) => {
-                    *committed.removals.lock().expect("no writer panicked").entry(name).or_default() += 1
+                    *committed.removals.lock().expect("no writer panicked").entry(name).or_default() += 1;
                 }
             }
         }
