@@ -1,7 +1,9 @@
-//! Measures the event log: events per second appended and read, on SQLite and, where an address is given, on PostgreSQL.
+//! Measures the event log and delivery: events per second appended, read and delivered, on SQLite and, where an address is given, on PostgreSQL.
 //!
 //! `cargo run --release -p catalog-bridge-bench -- [postgres://…/an_empty_database] [entities]`. The figures depend on the
 //! machine and its disk: compare only with another run on the same one.
+
+mod delivery;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,6 +17,10 @@ async fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let entities = arguments.iter().find_map(|argument| argument.parse().ok()).unwrap_or(20_000);
     let directory = tempfile::tempdir()?;
+    if let Change::Upsert(upsert) = upsert(1, 1) {
+        println!("messages");
+        delivery::encode(&upsert.entity)?;
+    }
     measure("SQLite", Settings::sqlite(directory.path().join("log.db")), entities).await?;
     if let Some(url) = arguments.iter().find(|argument| argument.starts_with("postgres")) {
         measure("PostgreSQL", Settings::postgres(url), entities).await?;
@@ -42,6 +48,7 @@ async fn measure(name: &str, settings: Settings, entities: usize) -> Result<()> 
     singles(&log, 1, 500).await?;
     singles(&log, 16, 2_000).await?;
     read(&log).await?;
+    delivery::to_file(&log).await?;
     bootstrap(&log).await
 }
 
