@@ -51,6 +51,11 @@ impl Pace {
         self.in_vain = 0;
     }
 
+    /// How many in a row were in vain.
+    pub(super) fn in_vain(&self) -> u32 {
+        self.in_vain
+    }
+
     /// The pause that it takes now.
     pub(super) fn pause(&self) -> Duration {
         self.pause

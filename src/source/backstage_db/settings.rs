@@ -28,6 +28,9 @@ pub struct Settings {
     pub removal_guard: Option<RemovalGuard>,
     /// Rows of a page, of changes as of a reconcile.
     pub page_rows: u32,
+    /// Lets a test widen the window in which an entity may return between the two looks of a sweep.
+    #[cfg(test)]
+    pub(super) pause_between_looks: Duration,
     /// Longest wait for a connection.
     pub connect_timeout: Duration,
     /// Longest wait for a statement, on both sides.
@@ -47,6 +50,8 @@ impl Settings {
             reconcile_only_interval: Duration::from_secs(10),
             removal_guard: Some(RemovalGuard::default()),
             page_rows: 1_000,
+            #[cfg(test)]
+            pause_between_looks: Duration::ZERO,
             connect_timeout: Duration::from_secs(10),
             statement_timeout: Duration::from_secs(30),
         }

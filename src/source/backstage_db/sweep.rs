@@ -24,6 +24,8 @@ const LOOKUP: usize = 5_000;
 /// Missing refs kept by name in one sweep (each at most a kilobyte); the next one finds the others.
 const MISSING_MAX: usize = 50_000;
 
+/// So many sweeps in a row without a finding are a sign of a gap.
+const IN_VAIN_MAX: u32 = 4;
 /// Most rows without a body; they come and go in moments.
 const BODILESS_MAX: i64 = 20_000;
 
@@ -65,8 +67,12 @@ impl Session<'_> {
             self.paces.sweep.was_useful();
         } else {
             self.paces.sweep.was_in_vain();
-            let reason = format!("the catalog counts {} rows where {expected} were expected", census.count);
-            self.begin_reconcile(&reason, true);
+            // Fewer rows, and each of our refs is there when looked up: it came back meanwhile. More rows than expected, or
+            // others, are what was missed; so are fewer ones that nothing explains.
+            if census.count >= expected || self.paces.sweep.in_vain() >= IN_VAIN_MAX {
+                let reason = format!("the catalog counts {} rows where {expected} were expected", census.count);
+                self.begin_reconcile(&reason, true);
+            }
         }
         // Counting and looking up share one hundredth of a core.
         let (cost, now) = (self.catalog.take_spent(), Instant::now());
@@ -114,6 +120,8 @@ impl Session<'_> {
         let mut missing = self.find_missing().await?;
         if !missing.hashes.is_empty() {
             if self.choice.way == Way::Generations {
+                #[cfg(test)]
+                tokio::time::sleep(self.settings.pause_between_looks).await;
                 self.catch_up().await?;
             }
             self.look_again(&mut missing).await?;

@@ -148,6 +148,7 @@ async fn check(stem: &str, collation: Collation, capture: CaptureChoice, log: Lo
     settings.capture = capture;
     settings.removal_guard = None;
     settings.page_rows = 3;
+    settings.pause_between_looks = Duration::from_millis(20);
     settings.removal_interval = Duration::from_millis(50);
     settings.reconcile_only_interval = Duration::from_millis(50);
     let workers: Vec<_> = (0..6)
