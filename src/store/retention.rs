@@ -259,3 +259,58 @@ pub async fn run(store: &dyn Store, policy: &RetentionPolicy, interval: Duration
         was_near = is_near;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    prop_compose! {
+        fn readers()(
+            readers in proptest::collection::vec((0_u64..120, any::<bool>(), any::<bool>()), 0..5)
+        ) -> Vec<Reader> {
+            let reader = |(number, (needs, is_walking, is_enabled)): (usize, (u64, bool, bool))| {
+                Reader { name: format!("sink-{number}"), needs: needs.into(), is_walking, is_enabled }
+            };
+            readers.into_iter().enumerate().map(reader).collect()
+        }
+    }
+
+    proptest! {
+        /// P7, P4: nobody inside the limits is passed, nobody beyond them holds the log, and who is passed is told.
+        #[test]
+        fn a_plan_waits_inside_the_limits_and_for_nobody_beyond(
+            readers in readers(),
+            oldest in 0_u64..100,
+            length in 0_u64..100,
+            aged in 0_u64..100,
+            over in (0_u64..100, 0_u64..100),
+        ) {
+            let head = Offset::new(oldest + length);
+            let oldest = Offset::new(oldest);
+            let inside = |number: u64| Offset::new(number).clamp(oldest, head);
+            let (over_limit, over_walk_limit) = (inside(over.0.max(over.1)), inside(over.0.min(over.1)));
+            let state = LogState { log_id: Uuid::nil(), head, oldest, redactions: 0 };
+            let facts = Facts { state, aged: inside(aged), readers };
+
+            let plan = plan(&facts, over_limit, over_walk_limit);
+
+            prop_assert!(plan.oldest >= oldest && plan.oldest <= head);
+            prop_assert!(plan.oldest <= facts.aged.max(over_limit).max(oldest), "nothing young and within the limits goes");
+            prop_assert!(plan.oldest >= over_walk_limit, "the last limit holds whatever happens");
+            let mut passed = Vec::new();
+            for reader in &facts.readers {
+                if reader.needs < plan.oldest {
+                    passed.push(reader.name.clone());
+                    let is_beyond = if reader.is_walking { reader.needs < over_walk_limit } else { reader.needs < over_limit };
+                    prop_assert!(!reader.is_enabled || is_beyond || reader.needs < oldest, "{} is passed: {plan:?}", reader.name);
+                }
+            }
+            prop_assert_eq!(&plan.expire, &passed);
+            if facts.readers.iter().all(|reader| !reader.is_enabled) {
+                prop_assert_eq!(plan.oldest, facts.aged.max(over_limit));
+            }
+        }
+    }
+}

@@ -260,3 +260,6 @@ fn shared_error(error: &Arc<StoreError>) -> StoreError {
         _ => StoreError::Unavailable { action: "read the log", source: Box::new(error.clone()) },
     }
 }
+
+#[cfg(test)]
+mod tests;
