@@ -15,6 +15,7 @@ use super::run::refuse_missing_directory;
 use super::{Global, Output};
 use crate::config::Config;
 use crate::delivery::Sink;
+use crate::http::{Auth, Scope};
 use crate::source::{Source, SourceKind, backstage_db};
 use crate::store::{self, LogEntry};
 
@@ -98,16 +99,36 @@ fn summary(config: &Config) -> Vec<Part> {
         store::Backend::Postgres(settings) => format!("PostgreSQL, schema {}", settings.schema),
         store::Backend::Sqlite { path } => format!("SQLite file {}", path.display()),
     };
-    let admin = config.http.admin.as_deref().unwrap_or("off");
-    let mut parts = vec![
-        fact("log".to_owned(), log),
-        fact("http".to_owned(), format!("readers on {}, operators on {admin}", config.http.listen)),
-    ];
+    let mut parts = vec![fact("log".to_owned(), log), check_http(&config.http)];
     parts.extend(
         config.sources.iter().map(|source| fact(source_title(source), "can be read as it is written".to_owned())),
     );
     parts.extend(config.sinks.iter().map(|sink| fact(sink_title(sink), sink.connector.destination())));
     parts
+}
+
+/// Who is served where; nothing is dialled, as the daemon may be running or not.
+fn check_http(settings: &crate::http::Settings) -> Part {
+    let admin = settings.admin.as_deref().unwrap_or("off");
+    let mut report = CheckReport::default();
+    report.facts.push(format!("readers on {}, operators on {admin}", settings.listen));
+    match &settings.auth {
+        Auth::Open => report.facts.push("no token is asked for".to_owned()),
+        Auth::Tokens(tokens) => {
+            report.facts.push(format!("{} tokens are known", tokens.len()));
+            if settings.admin.is_some() && !tokens.iter().any(|token| token.scopes.contains(&Scope::Admin)) {
+                report
+                    .warnings
+                    .push("no token has the scope admin, so no command reaches the daemon; add one".to_owned());
+            }
+            for token in tokens {
+                if let Err(error) = token.secret.open() {
+                    report.warnings.push(format!("token \"{}\" cannot be read: {error}", token.name));
+                }
+            }
+        }
+    }
+    Part::new("http".to_owned(), Ok(report))
 }
 
 /// Present entities that are large, as the catalog or else the log holds them.
@@ -121,7 +142,7 @@ async fn dial(config: &Config) -> Vec<Part> {
     let limits = config.sinks.iter().filter_map(|sink| sink.connector.limits().message_bytes_max);
     let larger_than = limits.min().map_or(usize::MAX, |limit| limit.saturating_sub(ENVELOPE_BYTES));
     let mut large = Large::default();
-    let mut parts = vec![check_log(config, larger_than, &mut large).await];
+    let mut parts = vec![check_log(config, larger_than, &mut large).await, check_http(&config.http)];
     for source in &config.sources {
         let found = check_source(source, larger_than, &mut large).await;
         parts.push(Part::new(source_title(source), found));

@@ -153,7 +153,13 @@ fn token(global: &Global, config: Option<&Config>, listener: Listener) -> Result
     // One without a filter sees more.
     match fitting.min_by_key(|token| token.filter.is_some()) {
         Some(token) => open(&token.secret).map(Some),
-        None => Ok(None),
+        None => {
+            let scope = scope.as_str();
+            let message = format!(
+                "no token of the config has the scope {scope}; add one to http.tokens, or name one with --token-file"
+            );
+            Err(WrongUse(message).into())
+        }
     }
 }
 

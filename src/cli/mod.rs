@@ -193,6 +193,24 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    /// Every state says which command leads out of it; what is printed must be what is taken.
+    #[test]
+    fn the_commands_that_status_prints_are_taken() {
+        let texts = [include_str!("../delivery/report.rs"), include_str!("../source/report.rs")];
+        let mut found = 0;
+        for line in texts.iter().flat_map(|text| text.lines()).filter(|line| !line.trim_start().starts_with("//")) {
+            let Some((_, rest)) = line.split_once("\"catalog-bridge ") else { continue };
+            let command = rest.split('"').next().unwrap_or_default();
+            let command = command.replace("{offset}", "7").replace("{sink}", "orders").replace("{}", "orders");
+            let arguments = ["catalog-bridge"].into_iter().chain(command.split_whitespace());
+            found += 1;
+            if let Err(error) = Cli::try_parse_from(arguments) {
+                panic!("status prints \"catalog-bridge {command}\": {error}");
+            }
+        }
+        assert!(found >= 5, "only {found} commands were found; where do they stand now?");
+    }
+
     #[test]
     fn an_error_is_told_once_with_its_causes() {
         let error = anyhow::anyhow!("connection refused").context("no daemon answers").context("no daemon answers");

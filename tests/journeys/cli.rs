@@ -216,3 +216,48 @@ async fn check_counts_the_entities_that_exceed_a_sinks_limit() -> Result<()> {
     )?;
     Ok(())
 }
+
+/// The README's first command: a changed file is an event on the screen, and Ctrl-C leaves nothing behind.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_shows_a_changed_file() -> Result<()> {
+    let place = Place::new()?;
+    let screen = place.path().join("screen");
+    let port = crate::support::free_port()?;
+    let mut child = std::process::Command::new(crate::support::BINARY)
+        .args(["demo", "--port", &port.to_string()])
+        .stdout(std::fs::File::create(&screen)?)
+        .spawn()?;
+    let shown = || std::fs::read_to_string(&screen).unwrap_or_default();
+    let steps = async {
+        crate::support::wait_until("every example is shown", async || {
+            Ok(shown().contains("added   component:default/website") && shown().contains("user:default/mei"))
+        })
+        .await?;
+        let text = shown();
+        let file =
+            text.lines().find_map(|line| line.strip_prefix("change  ")).context("the file to change")?.to_owned();
+        let examples = std::fs::read_to_string(&file)?;
+        std::fs::write(&file, examples.replacen("owner: checkout", "owner: storefront", 1))?;
+        crate::support::wait_until("the change is shown", async || {
+            Ok(shown()
+                .lines()
+                .any(|line| line.contains("updated component:default/payment-service") && line.contains("spec.owner")))
+        })
+        .await?;
+        for line in text.lines().filter(|line| line.contains("curl ")) {
+            let url = line.split('\'').nth(1).context("a URL in quotes")?;
+            let reply: Value = serde_json::from_str(&reqwest::get(url).await?.error_for_status()?.text().await?)?;
+            let key = if url.contains("/events") { "events" } else { "items" };
+            ensure!(reply[key].as_array().is_some_and(|list| !list.is_empty()), "{url}: {reply}");
+        }
+        Ok(file)
+    }
+    .await;
+    let stopped = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status()?;
+    ensure!(stopped.success(), "Ctrl-C");
+    let status = child.wait()?;
+    let file: String = steps.with_context(|| format!("the screen shows:\n{}", shown()))?;
+    ensure!(status.success(), "{status}");
+    ensure!(!std::path::Path::new(&file).exists(), "{file} is left behind");
+    Ok(())
+}
