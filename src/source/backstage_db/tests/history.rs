@@ -118,6 +118,7 @@ async fn one(connection: &mut PgConnection, random: &mut StdRng, mark: &str) -> 
 fn judge(events: &[Event], committed: &Committed) {
     check_well_formed(events);
     let mut held: BTreeMap<String, String> = BTreeMap::new();
+    let mut removed: BTreeSet<String> = BTreeSet::new();
     for event in events {
         let entity_ref = event.entity_ref.as_str().to_owned();
         if event.event_type == EventType::Removed {
@@ -127,13 +128,17 @@ fn judge(events: &[Event], committed: &Committed) {
                 "{entity_ref} ({id}) was never deleted, removed at {}",
                 event.offset
             );
+            removed.insert(id);
             continue;
         }
         let entity: serde_json::Value =
             serde_json::from_str(event.entity.as_ref().expect("a body").as_str()).expect("JSON");
         let mark = entity["spec"]["mark"].as_str().expect("a mark");
         assert!(committed.marks.contains(mark), "{mark} of {entity_ref} never committed, seen at {}", event.offset);
-        held.insert(entity_ref, entity["metadata"]["uid"].as_str().expect("an id").to_owned());
+        let id = entity["metadata"]["uid"].as_str().expect("an id").to_owned();
+        // Every creation has an id of its own, so one that was removed before it was deleted comes back.
+        assert!(!removed.contains(&id), "{entity_ref} ({id}) was removed falsely, it is back at {}", event.offset);
+        held.insert(entity_ref, id);
     }
     println!("{} events of {} bodies, {} deletions", events.len(), committed.marks.len(), committed.deleted.len());
 }
