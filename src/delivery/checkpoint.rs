@@ -1,7 +1,8 @@
 //! Decides when a sink's checkpoint is written, and to what.
 //!
 //! Invariants (P5, P6): what is written is never beyond the acknowledged prefix and never before what was written; it is due
-//! after 1,000 events or 250 ms. A walk ends in the very write that reaches its S. Does no I/O; time is passed in.
+//! after 1,000 events or 250 ms, and while 2,000 are acknowledged and not written nothing more is offered, so that a slow
+//! store cannot make the repeated suffix long. A walk ends in the very write that reaches its S. Does no I/O; time is passed in.
 
 use std::time::Duration;
 
@@ -11,6 +12,8 @@ use tokio::time::Instant;
 use crate::store::{Checkpoint, CheckpointMove};
 
 const EVENTS_MAX: u64 = 1_000;
+/// One interval that is being written, and the next.
+const UNWRITTEN_MAX: u64 = 2 * EVENTS_MAX;
 const DELAY: Duration = Duration::from_millis(250);
 
 /// Where a sink stands in the store, and what is to be written next.
@@ -24,7 +27,10 @@ pub(super) struct Position {
     /// What the connector keeps, as of the last report.
     pub(super) connector_state: Option<JsonText>,
     prefix: Offset,
+    /// Messages of the acknowledged prefix since the last write.
     acknowledged: u64,
+    /// How many of them are in the move that is being written.
+    moving: u64,
     state_changed: bool,
     dirty_since: Option<Instant>,
 }
@@ -41,12 +47,13 @@ impl Position {
             connector_state: row.connector_state.clone(),
             prefix: row.offset,
             acknowledged: 0,
+            moving: 0,
             state_changed: false,
             dirty_since: None,
         }
     }
 
-    /// Everything up to `prefix` is done; `acknowledged` messages of it since the last call.
+    /// Everything up to `prefix` is done, with so many messages more than at the last call.
     pub(super) fn reached(&mut self, prefix: Offset, acknowledged: u64, now: Instant) {
         self.acknowledged += acknowledged;
         if prefix > self.prefix {
@@ -67,6 +74,11 @@ impl Position {
         self.prefix
     }
 
+    /// True while more may be offered.
+    pub(super) fn has_room(&self) -> bool {
+        self.acknowledged < UNWRITTEN_MAX
+    }
+
     /// When the next write is due at the latest; `None` when there is nothing to write.
     pub(super) fn due(&self) -> Option<Instant> {
         let since = self.dirty_since?;
@@ -74,8 +86,9 @@ impl Position {
     }
 
     /// What to write; call [`Position::written`] when it was.
-    pub(super) fn next_move(&self) -> Option<CheckpointMove> {
+    pub(super) fn next_move(&mut self) -> Option<CheckpointMove> {
         self.dirty_since?;
+        self.moving = self.acknowledged;
         let walk = self.walk.filter(|at| self.prefix < *at);
         Some(CheckpointMove {
             epoch: self.epoch,
@@ -92,7 +105,7 @@ impl Position {
         self.offset = stored.offset;
         self.walk = stored.walk;
         self.walk_removals_above = stored.walk_removals_above;
-        self.acknowledged = 0;
+        self.acknowledged -= std::mem::take(&mut self.moving);
         if stored.connector_state == self.connector_state {
             self.state_changed = false;
         }
@@ -146,6 +159,24 @@ mod tests {
         position.written(&stored, now);
         assert_eq!(position.offset, 1_010.into());
         assert_eq!(position.due(), Some(now + DELAY));
+    }
+
+    #[test]
+    fn what_is_acknowledged_and_not_written_is_bounded() {
+        let now = Instant::now();
+        let mut position = Position::of(&row(0, None));
+        position.reached(1_500.into(), 1_500, now);
+        let first = position.next_move().expect("dirty");
+        position.reached(2_000.into(), 500, now);
+        assert!(!position.has_room());
+
+        position.written(&first, now);
+
+        assert!(position.has_room());
+        position.reached(3_499.into(), 1_499, now);
+        assert!(position.has_room());
+        position.reached(3_500.into(), 1, now);
+        assert!(!position.has_room());
     }
 
     #[test]

@@ -191,8 +191,10 @@ impl<'worker> Owned<'worker> {
                 Next::Stop => break Duration::ZERO,
             }
         };
+        // What a dropped session sent may still land: no claim of ours before that either.
+        let flight = if self.is_clean { Duration::ZERO } else { self.worker.sink.connector.limits().flight };
         self.hand_over().await;
-        wait
+        wait.max(flight)
     }
 
     /// One look at the row and what follows from it.
@@ -527,10 +529,11 @@ impl<'worker> Owned<'worker> {
     }
 
     /// Saves what is acknowledged and gives the lease up.
-    async fn hand_over(self) {
+    async fn hand_over(mut self) {
         let patience = self.worker.settings.drain;
-        let (store, sink) = (self.worker.tail.store(), self.worker.sink.name.as_str());
-        let last = self.position.as_ref().and_then(Position::next_move);
+        let worker = self.worker;
+        let (store, sink) = (worker.tail.store(), worker.sink.name.as_str());
+        let last = self.position.as_mut().and_then(Position::next_move);
         let farewell = async {
             if let Some(last) = last
                 && self.keeper.lease().is_held()

@@ -104,7 +104,6 @@ impl SessionRun<'_> {
             is_at_barrier: false,
             refusal: None,
             stored_to: Offset::ZERO,
-            acknowledged: 0,
             stalled: None,
             store_error: None,
             store_retry: Retry::default(),
@@ -143,7 +142,6 @@ struct Live<'driver> {
     refusal: Option<ConnectorError>,
     /// Found in the destination.
     stored_to: Offset,
-    acknowledged: u64,
     stalled: Option<(DateTime<Utc>, String)>,
     store_error: Option<String>,
     store_retry: Retry,
@@ -276,6 +274,7 @@ impl Live<'_> {
     /// Moves entries into the window while it has room.
     fn take_in(&mut self) {
         while self.window.has_room()
+            && self.run.position.has_room()
             && let Some(entry) = self.incoming.front().cloned()
         {
             let offset = entry.event.offset;
@@ -385,7 +384,6 @@ impl Live<'_> {
             }
         }
         if count > 0 {
-            self.acknowledged += count;
             self.run.reporter.metrics.acknowledged.inc_by(count);
             self.run.retry.succeeded();
         }
@@ -422,8 +420,8 @@ impl Live<'_> {
     }
 
     fn note_progress(&mut self) {
-        let acknowledged = std::mem::take(&mut self.acknowledged);
-        self.run.position.reached(self.window.prefix(), acknowledged, Instant::now());
+        let completed = self.window.take_completed();
+        self.run.position.reached(self.window.prefix(), completed, Instant::now());
     }
 
     fn save_due(&self) -> Option<Instant> {
@@ -431,7 +429,7 @@ impl Live<'_> {
         Some(self.store_again.map_or(due, |again| due.max(again)))
     }
 
-    fn start_save(&self) -> Option<BoxFuture<'static, (CheckpointMove, Result<(), StoreError>)>> {
+    fn start_save(&mut self) -> Option<BoxFuture<'static, (CheckpointMove, Result<(), StoreError>)>> {
         let to = self.run.position.next_move()?;
         let store = self.run.worker.tail.store().clone();
         let sink = self.run.worker.sink.name.clone();

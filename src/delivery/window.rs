@@ -22,6 +22,8 @@ pub(super) struct Window<T> {
     slots: VecDeque<Slot<T>>,
     unacknowledged: usize,
     bytes: usize,
+    /// Messages that joined the acknowledged prefix and were not yet asked for.
+    completed: u64,
     /// Everything up to here was offered or passed over.
     reached: Offset,
 }
@@ -45,7 +47,7 @@ enum SlotState<T> {
 impl<T> Window<T> {
     /// An empty window after `checkpoint`.
     pub(super) fn new(checkpoint: Offset, limits: WindowLimits) -> Self {
-        Window { limits, slots: VecDeque::new(), unacknowledged: 0, bytes: 0, reached: checkpoint }
+        Window { limits, slots: VecDeque::new(), unacknowledged: 0, bytes: 0, completed: 0, reached: checkpoint }
     }
 
     /// True while one more message may come in. Acknowledged ones behind a gap count too: they may be repeated.
@@ -105,6 +107,11 @@ impl<T> Window<T> {
         self.slots.front().map_or(self.reached, |first| Offset::new(first.offset.get() - 1))
     }
 
+    /// How many messages joined the acknowledged prefix since the last call.
+    pub(super) fn take_completed(&mut self) -> u64 {
+        std::mem::take(&mut self.completed)
+    }
+
     /// What is remembered of the first unacknowledged message.
     pub(super) fn first(&self) -> Option<&T> {
         match &self.slots.front()?.state {
@@ -126,6 +133,7 @@ impl<T> Window<T> {
     fn advance(&mut self) {
         while let Some(Slot { state: SlotState::Acknowledged, bytes, .. }) = self.slots.front() {
             self.bytes -= bytes;
+            self.completed += 1;
             self.slots.pop_front();
         }
     }
@@ -167,10 +175,10 @@ mod tests {
 
         window.acknowledge(1.into());
         window.acknowledge(3.into());
-        assert_eq!(window.prefix(), 1.into());
+        assert_eq!((window.prefix(), window.take_completed()), (1.into(), 1));
 
         window.acknowledge(2.into());
-        assert_eq!(window.prefix(), 3.into());
+        assert_eq!((window.prefix(), window.take_completed()), (3.into(), 2));
     }
 
     #[test]

@@ -289,7 +289,7 @@ async fn kills_repeat_only_a_suffix_with_identical_bytes() {
 
     let events = bench.seen_by(&View::default()).await;
     // A checkpoint is due after 1,000 events or 250 ms; while one is being written as many again may be acknowledged.
-    let rules = DeliveryRules { lane: Lane::Stream, repeated_per_session_max: 16 + 5_000, sessions_max: kills };
+    let rules = DeliveryRules { lane: Lane::Stream, repeated_per_session_max: 16 + 2_000, sessions_max: kills };
     check_delivery(&expected(&events), &broker.stored().messages, rules).expect("a suffix at most");
 }
 
