@@ -58,6 +58,9 @@ says what is wrong with it, by line; `catalog-bridge schema` prints its JSON Sch
 Any text may hold `${NAME}` (an environment variable), `${NAME:-default}`, and `$$` for a dollar sign. A secret may also be
 `file:/path`: the file is read at each new connection, so that a mounted secret can rotate. Sizes are written `512KiB`, `64MiB`,
 `5GiB`; periods `250ms`, `30s`, `10m`, `12h`, `30d`; shares `50%`.
+
+In a URL the password must be percent-encoded. Where it may hold any character, write the database by its parts (`host`, `database`,
+`user`, `password`) instead.
 ";
 
 /// The page `docs/configuration.md`.

@@ -2,10 +2,14 @@
 
 use std::path::PathBuf;
 
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
 /// Names the first line that differs and the command that makes the page again.
 #[track_caller]
 fn check_fresh(page: &str, expected: &str, command: &str) {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("docs").join(page);
+    let path = root().join("docs").join(page);
     let found = std::fs::read_to_string(&path).unwrap_or_default();
     if found.trim_end() == expected.trim_end() {
         return;
@@ -37,4 +41,35 @@ fn metrics_page_is_fresh() {
         &catalog_bridge::daemon::metrics_page(),
         "cargo run -- schema --metrics > docs/metrics.md",
     );
+}
+
+/// All pages for people.
+fn pages() -> Vec<PathBuf> {
+    let folders = ["", "docs", "connectors", "connectors/file", "connectors/kafka"];
+    let files =
+        folders.iter().flat_map(|folder| std::fs::read_dir(root().join(folder)).into_iter().flatten().flatten());
+    files.map(|file| file.path()).filter(|path| path.extension().is_some_and(|extension| extension == "md")).collect()
+}
+
+/// What a page shows as a config is one: the loader takes it as it stands, or with a log before it.
+#[test]
+fn every_config_that_a_page_shows_is_taken() {
+    let environment =
+        |name: &str| Some(if name.ends_with("URL") { "postgres://u@h/d" } else { "a-long-enough-value" }.to_owned());
+    let mut found = 0;
+    for page in pages() {
+        let text = std::fs::read_to_string(&page).expect("readable");
+        for block in text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()) {
+            let has = |key: &str| block.lines().any(|line| line.starts_with(key));
+            if !has("log:") && !has("sinks:") && !has("sources:") {
+                continue;
+            }
+            let config = if has("log:") { block.to_owned() } else { format!("{block}log: sqlite:log.db\n") };
+            found += 1;
+            if let Err(refusals) = catalog_bridge::config::parse(&config, &environment) {
+                panic!("{} shows a config that is refused: {refusals:?}\n{block}", page.display());
+            }
+        }
+    }
+    assert!(found >= 3, "only {found} configs were found");
 }
