@@ -10,6 +10,7 @@ mod p03_nothing_missed;
 mod p04_bootstrap_is_exact;
 mod p05_in_order_per_sink;
 mod p06_at_least_once_bounded;
+mod p06_walks;
 mod p07_isolated;
 mod p08_nothing_dropped_silently;
 mod p09_fenced;
