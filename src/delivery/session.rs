@@ -226,12 +226,16 @@ impl Live<'_> {
             }
         };
         if outcome.is_none() {
-            *self.run.is_clean = false;
             running.0.abort();
             let _ = (&mut running.0).await;
         }
         while let Some(report) = reports.try_next() {
             self.apply(report);
+        }
+        // What a failed or dropped session sent may still land, and then after what the next one sends.
+        let has_flushed = matches!(outcome, Some(Ok(Ok(()))));
+        if !has_flushed && self.window.unacknowledged() > 0 {
+            *self.run.is_clean = false;
         }
         self.note_progress();
         self.measure();
