@@ -5,8 +5,10 @@ use catalog_bridge_api::EventType;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 
+use super::RetentionReport;
 use super::decide::Decision;
 
 /// What the store measures. Cheap to clone.
@@ -15,6 +17,9 @@ pub struct Metrics {
     append_duration: Histogram,
     events: Family<TypeLabel, Counter>,
     failures: Family<ActionLabel, Counter>,
+    deleted: Counter,
+    deletable_bytes: Gauge,
+    oldest: Gauge,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -33,6 +38,9 @@ impl Default for Metrics {
             append_duration: Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0]),
             events: Family::default(),
             failures: Family::default(),
+            deleted: Counter::default(),
+            deletable_bytes: Gauge::default(),
+            oldest: Gauge::default(),
         }
     }
 }
@@ -55,6 +63,21 @@ impl Metrics {
             "Requests to the store that failed because the database was away or refused, by what was being done",
             self.failures.clone(),
         );
+        registry.register(
+            "catalog_bridge_retention_deleted_events",
+            "Events that this process deleted by retention",
+            self.deleted.clone(),
+        );
+        registry.register(
+            "catalog_bridge_retention_deletable_bytes",
+            "What retention may delete when its time comes, against the limit log.retention.bytes; live state is not in it",
+            self.deletable_bytes.clone(),
+        );
+        registry.register(
+            "catalog_bridge_log_oldest_offset",
+            "The smallest offset that a reader may resume after, as of the last pass of retention",
+            self.oldest.clone(),
+        );
     }
 
     pub(crate) fn appended(&self, duration: Duration) {
@@ -66,6 +89,12 @@ impl Metrics {
             let label = TypeLabel { r#type: event_type.as_str() };
             self.events.get_or_create(&label).inc_by(decision.count(event_type));
         }
+    }
+
+    pub(super) fn retained(&self, report: &RetentionReport) {
+        self.deleted.inc_by(report.deleted);
+        self.deletable_bytes.set(i64::try_from(report.deletable_bytes).unwrap_or(i64::MAX));
+        self.oldest.set(i64::try_from(report.oldest.get()).unwrap_or(i64::MAX));
     }
 
     pub(crate) fn failed(&self, action: &'static str) {

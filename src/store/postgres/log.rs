@@ -106,6 +106,8 @@ impl EventLog for PostgresStore {
     }
 
     async fn retain(&self, policy: &RetentionPolicy) -> Result<RetentionReport, StoreError> {
-        retention::retain(self, &self.ledger, policy).await
+        let report = retention::retain(self, &self.ledger, policy).await?;
+        self.metrics.retained(&report);
+        Ok(report)
     }
 }

@@ -75,6 +75,13 @@ impl SqliteStore {
         Ok(store)
     }
 
+    /// For tests: returns when the file is closed; a store that is only dropped closes it a little later.
+    #[cfg(test)]
+    pub(super) async fn close(&self) {
+        self.readers.close().await;
+        self.writer.close().await;
+    }
+
     /// For tests: a consistent copy of the file.
     #[cfg(test)]
     pub(super) async fn vacuum_into(&self, statement: &str) {

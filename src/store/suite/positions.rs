@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use catalog_bridge_services::{Postgres, PostgresOptions};
 use chrono::Utc;
 
 use super::*;
@@ -450,6 +451,48 @@ async fn another_incarnation_is_another_log() {
     assert_eq!(seen(&store.replica().await).await.log_id, restored.log_id, "settled once");
 }
 
+/// P1: under a running daemon the server's data is replaced by an older copy.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_older_copy_of_the_server_is_another_log() {
+    let mut server = Postgres::start(PostgresOptions::default()).await.expect("a server");
+    let settings = Settings::postgres(server.fresh_database("store").await.expect("a database"));
+    let store = Subject::open(settings, tempfile::tempdir().expect("a directory")).await;
+    store.append(vec![upsert("a", "1")]).await;
+    let backup = tempfile::tempdir().expect("a directory");
+    let backup = backup.path().join("backup");
+    server.stop().await.expect("stopped");
+    server.copy_data_to(&backup).await.expect("copied");
+    server.start_again().await.expect("started");
+    let more = || append(vec![upsert("b", "1"), upsert("c", "1")]);
+    let appended = patiently(async || store.log.append(more()).await.ok()).await;
+    let log_id = patiently(async || store.log.state().await.ok()).await.log_id;
+    assert_eq!(appended.last_event_offset, 3.into());
+
+    server.stop().await.expect("stopped");
+    server.replace_data_by(&backup).await.expect("restored");
+    server.start_again().await.expect("started");
+    let page = patiently(async || store.log.read(Offset::ZERO, limits(9)).await.ok()).await;
+
+    assert_eq!(page.entries.len(), 1);
+    assert_ne!(page.state.log_id, log_id, "nothing of the copy is served under the old id");
+    let appended = patiently(async || store.log.append(more()).await.ok()).await;
+    assert_eq!(appended.last_event_offset, 3.into());
+    assert_eq!(seen(&store).await.log_id, page.state.log_id, "one restore is one new id");
+}
+
+/// The answer, as soon as there is one: while a server starts requests fail.
+async fn patiently<T>(mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let asking = async {
+        loop {
+            if let Some(answer) = ask().await {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), asking).await.expect("the server answers again")
+}
+
 /// P1: the file was replaced by an older copy while the daemon was down; what it had is noted in the lock's file.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_older_copy_of_the_file_is_another_log() {
@@ -462,18 +505,20 @@ async fn an_older_copy_of_the_file_is_another_log() {
     sqlite.vacuum_into(&vacuum).await;
     store.append(vec![upsert("b", "1")]).await;
     let before = seen(&store).await;
-    let Subject { log, raw, settings, _directory } = store;
-    drop((log, raw));
+    let (settings, directory) = (store.settings.clone(), store._directory.clone());
+    sqlite.close().await;
+    drop(store);
 
-    let unchanged = Subject::open_in(settings.clone(), _directory.clone()).await;
+    let unchanged = Subject::open_in(settings.clone(), directory.clone()).await;
     assert_eq!(seen(&unchanged).await, before);
-    let Subject { log, raw, .. } = unchanged;
-    drop((log, raw));
+    let Raw::Sqlite(sqlite) = &unchanged.raw else { panic!("a file") };
+    sqlite.close().await;
+    drop(unchanged);
     for suffix in ["-wal", "-shm"] {
         let _ = std::fs::remove_file(format!("{}{suffix}", path.display()));
     }
     std::fs::copy(&copy, &path).expect("restored");
-    let restored = seen(&Subject::open_in(settings, _directory).await).await;
+    let restored = seen(&Subject::open_in(settings, directory).await).await;
 
     assert_eq!(restored.head, 1.into());
     assert_ne!(restored.log_id, before.log_id);
