@@ -93,10 +93,11 @@ async fn open_store(
     shutdown: &CancellationToken,
 ) -> Result<Option<Arc<dyn Store>>> {
     let mut pause = Duration::from_millis(200);
+    let mut why = "it is being opened".to_owned();
     loop {
         let opened = tokio::select! {
             opened = store::open(&config.store, metrics.store.clone()) => opened,
-            () = listeners.answer_not_ready(registry) => unreachable!("it answers until it is dropped"),
+            () = listeners.answer_not_ready(registry, &why) => unreachable!("it answers until it is dropped"),
             () = shutdown.cancelled() => return Ok(None),
         };
         let error = match opened {
@@ -105,9 +106,10 @@ async fn open_store(
             Err(error) => return Err(error).context("opening the log"),
         };
         warn!(%error, retry_in = ?pause, "the log cannot be reached; it is tried again");
+        why = error.to_string();
         tokio::select! {
             () = tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))) => {}
-            () = listeners.answer_not_ready(registry) => {}
+            () = listeners.answer_not_ready(registry, &why) => {}
             () = shutdown.cancelled() => return Ok(None),
         }
         pause = (pause * 2).min(STORE_PAUSE_MAX);

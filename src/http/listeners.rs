@@ -52,24 +52,25 @@ impl Listeners {
         self.operators.as_ref().and_then(|listener| listener.local_addr().ok())
     }
 
-    /// Answers while there is no log yet: alive, metrics, and 503 with `Retry-After` to everything else. Goes on until it is
-    /// dropped; then its connections are closed, and what connects afterwards waits for who serves next.
-    pub async fn answer_not_ready(&self, registry: &Arc<Registry>) {
-        let router = Router::new()
-            .route("/healthz", get(health::healthz))
-            .route("/metrics", get(health::early_metrics))
-            .with_state(Arc::clone(registry))
-            .fallback(not_ready);
-        let serve = |listener| server::accept(listener, router.clone(), &self.limits, None, CancellationToken::new());
+    /// Answers while there is no log yet: alive, metrics, and 503 with `Retry-After` to everything else; operators are told
+    /// why. Goes on until it is dropped; then its connections are closed, and what connects afterwards waits for who serves
+    /// next.
+    pub async fn answer_not_ready(&self, registry: &Arc<Registry>, why: &str) {
+        let serve = |listener, detail: String| {
+            let router = Router::new()
+                .route("/healthz", get(health::healthz))
+                .route("/metrics", get(health::early_metrics))
+                .with_state(Arc::clone(registry))
+                .fallback(move || std::future::ready(Problem::new(Kind::StoreUnavailable, detail).retry_after(1)));
+            server::accept(listener, router, &self.limits, None, CancellationToken::new())
+        };
+        let not_yet = "the event log cannot be reached yet";
+        let readers = serve(&self.readers, not_yet.to_owned());
         match &self.operators {
-            Some(operators) => drop(tokio::join!(serve(&self.readers), serve(operators))),
-            None => drop(serve(&self.readers).await),
+            Some(operators) => drop(tokio::join!(readers, serve(operators, format!("{not_yet}: {why}")))),
+            None => drop(readers.await),
         }
     }
-}
-
-async fn not_ready() -> Problem {
-    Problem::new(Kind::StoreUnavailable, "the event log cannot be reached yet").retry_after(1)
 }
 
 async fn listen(setting: &'static str, address: &str) -> Result<TcpListener, ServeError> {
