@@ -8,6 +8,7 @@
 mod append;
 mod change;
 mod checkpoints;
+mod credentials;
 mod follow;
 mod held;
 mod log;
@@ -19,15 +20,15 @@ mod states;
 mod transaction;
 mod write;
 
-use std::str::FromStr;
 use std::sync::Arc;
 
-use catalog_bridge_api::{BoxError, Offset};
+use catalog_bridge_api::Offset;
 use chrono::{DateTime, Utc};
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgRow};
+use sqlx::postgres::{PgPoolOptions, PgRow};
 use sqlx::{PgPool, Row, query};
 use tokio::sync::{Mutex, Notify};
 
+pub(super) use self::credentials::connect_options;
 use self::follow::Follower;
 use self::restore::KnownStart;
 use self::transaction::{Begin, Transaction};
@@ -42,6 +43,7 @@ const SERVER_VERSION_MIN: i32 = 130_000;
 #[derive(Debug, Clone)]
 pub(crate) struct PostgresStore {
     pool: PgPool,
+    settings: Arc<PostgresSettings>,
     begin: Begin,
     head: Head,
     metrics: Metrics,
@@ -83,6 +85,7 @@ impl PostgresStore {
         transaction.rollback().await;
         let store = PostgresStore {
             pool,
+            settings: Arc::new(postgres.clone()),
             begin,
             head: Head::new(state),
             metrics,
@@ -100,12 +103,14 @@ impl PostgresStore {
 
     /// A transaction that writes; see [`Begin`].
     pub(super) async fn begin_write(&self) -> Result<Transaction, StoreError> {
-        Transaction::begin(&self.pool, &self.begin.write).await
+        let begun = Transaction::begin(&self.pool, &self.begin.write).await;
+        self.read_credentials_after(begun)
     }
 
     /// A transaction that reads one snapshot.
     pub(super) async fn begin_read(&self) -> Result<Transaction, StoreError> {
-        Transaction::begin(&self.pool, &self.begin.read).await
+        let begun = Transaction::begin(&self.pool, &self.begin.read).await;
+        self.read_credentials_after(begun)
     }
 
     /// Bounds a whole operation: a server that is frozen or cut off answers nothing, and its own time-outs do not reach us.
@@ -162,19 +167,6 @@ fn number_of(offset: Offset) -> i64 {
 /// Wraps a database error; its text carries no credentials.
 fn unavailable(action: &'static str) -> impl FnOnce(sqlx::Error) -> StoreError {
     move |error| StoreError::Unavailable { action, source: Box::new(error) }
-}
-
-pub(super) fn connect_options(settings: &PostgresSettings) -> Result<PgConnectOptions, StoreError> {
-    let misconfigured = |source: BoxError| StoreError::Unavailable { action: "read the store's url", source };
-    let url = settings.url.open().map_err(|error| misconfigured(error.into()))?;
-    // The parser's error may quote the URL, which may hold a password.
-    let mut options = PgConnectOptions::from_str(&url)
-        .map_err(|_| misconfigured("this is no PostgreSQL URL (postgres://user@host:5432/database)".into()))?;
-    if let Some(password) = &settings.password {
-        options = options.password(&password.open().map_err(|error| misconfigured(error.into()))?);
-    }
-    // PgBouncer refuses the start-up parameter extra_float_digits, and named statements do not survive it.
-    Ok(options.extra_float_digits(None).statement_cache_capacity(0).application_name("catalog-bridge"))
 }
 
 async fn server_version(pool: &PgPool) -> Result<i32, StoreError> {
