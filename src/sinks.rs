@@ -7,6 +7,8 @@ use catalog_bridge_api::ConnectorKind;
 pub static CONNECTORS: &[&dyn ConnectorKind] = &[
     #[cfg(feature = "kafka")]
     &catalog_bridge_kafka::KIND,
+    #[cfg(feature = "rabbitmq")]
+    &catalog_bridge_rabbitmq::KIND,
     &catalog_bridge_file::KIND,
     &catalog_bridge_file::STDOUT_KIND,
 ];
