@@ -108,6 +108,16 @@ where ($1::text is null or entity_ref > $1) and final_entity is not null
 order by entity_ref
 limit $2";
 
+/// Without the rows that come by pages: those numbered after a generation. A number above the counter, which a person has
+/// set back, comes by no page.
+const KEYS_UP_TO: &str = "\
+select entity_ref::text, entity_id::text, hash::text
+from final_entities
+where ($1::text is null or entity_ref > $1) and final_entity is not null
+  and (generation is null or generation <= $3 or generation > $4)
+order by entity_ref
+limit $2";
+
 const KEYS_RECENT: &str = "\
 select entity_ref::text, entity_id::text, hash::text, generation
 from final_entities
@@ -425,10 +435,18 @@ impl Catalog {
         Ok(buckets)
     }
 
-    /// The keys after a ref, in the catalog's own order.
-    pub(super) async fn keys(&mut self, after: Option<&str>, limit: i64) -> Result<Vec<Key>, SourceError> {
-        self.begin().await?;
-        let rows = self.all("compare entities", sqlx::query(KEYS).bind(after).bind(limit)).await?;
+    /// The keys after a ref, in the catalog's own order; by generations without those that come by pages after `read_to`.
+    pub(super) async fn keys(
+        &mut self,
+        after: Option<&str>,
+        read_to: i64,
+        limit: i64,
+    ) -> Result<Vec<Key>, SourceError> {
+        let query = match self.begin().await? {
+            Some(counter) => sqlx::query(KEYS_UP_TO).bind(after).bind(limit).bind(read_to).bind(counter),
+            None => sqlx::query(KEYS).bind(after).bind(limit),
+        };
+        let rows = self.all("compare entities", query).await?;
         self.commit().await?;
         rows.iter().map(|row| self.key(row)).collect()
     }
@@ -457,18 +475,20 @@ impl Catalog {
     }
 
     /// The rows of some of these refs, as many as the bytes allow, and the refs that are left for another call. A ref that
-    /// the catalog does not hold is in neither.
+    /// the catalog does not hold is in neither, nor one whose row comes by a page after `read_to`.
     pub(super) async fn by_ref(
         &mut self,
         refs: &[String],
+        read_to: i64,
         bytes_max: usize,
     ) -> Result<(Vec<Row>, Vec<String>), SourceError> {
         let sql = if self.way == Way::Generations { BY_REF_WITH_GENERATION } else { BY_REF };
-        self.begin().await?;
+        let counter = self.begin().await?.unwrap_or(read_to);
         let heads = self.all("read entities by ref", sqlx::query(sql).bind(refs)).await?;
         let mut rows = self.heads(&heads)?;
         let asked: HashSet<&str> = refs.iter().map(String::as_str).collect();
-        rows.retain(|row| asked.contains(row.entity_ref.as_str()));
+        let comes_by_page = |row: &Row| row.generation.is_some_and(|number| number > read_to && number <= counter);
+        rows.retain(|row| asked.contains(row.entity_ref.as_str()) && !comes_by_page(row));
         let found: Vec<String> = rows.iter().map(|row| row.entity_ref.clone()).collect();
         bound_bytes(&mut rows, bytes_max);
         let (now, left) = found.split_at(rows.len());

@@ -180,11 +180,11 @@ impl<'a> Session<'a> {
     }
 
     /// Reads these refs afresh and states what they are now. A body read here is never older than what was appended
-    /// before, and whatever comes later has a generation that is still to be read; so no order is broken.
+    /// before, and what has a generation that is still to be read is left to its page; so no order is broken.
     pub(super) async fn repair(&mut self, mut refs: Vec<String>, cause: Cause) -> Result<u64, SourceError> {
         let mut appended = 0;
         while !refs.is_empty() {
-            let (rows, left) = self.catalog.by_ref(&refs, PAGE_BYTES).await?;
+            let (rows, left) = self.catalog.by_ref(&refs, self.position.generation, PAGE_BYTES).await?;
             refs = left;
             appended += self.apply(rows, cause).await?;
         }

@@ -190,3 +190,22 @@ async fn by_generations_in_english_order_the_log_becomes_the_truth() {
 async fn by_reconcile_in_english_order_the_log_becomes_the_truth() {
     check("history_reconcile", Collation::English, CaptureChoice::Reconcile, Log::sqlite().await, 2).await;
 }
+
+/// What a reconcile reads must not come before what was committed before it.
+#[tokio::test]
+async fn a_reconcile_leaves_newer_rows_to_their_pages() {
+    let catalog = Catalog::new("newer", Collation::C).await;
+    for name in ["a", "b", "c"] {
+        catalog.write(name, name, &body(name, name, "1")).await;
+    }
+    let mut reader = super::super::catalog::Catalog::connect(&catalog.settings()).await.expect("connected");
+    reader.use_way(super::super::position::Way::Generations);
+    let all: Vec<String> = ["a", "b", "c"].map(super::catalog::entity_ref).to_vec();
+
+    for (read_to, counter, expected) in [(3, 3, 3), (2, 3, 2), (0, 3, 0), (0, 1, 2)] {
+        catalog.run(&format!("update catalog_generation_counter set generation = {counter}")).await;
+        let keys = reader.keys(None, read_to, 10).await.expect("keys");
+        let (rows, left) = reader.by_ref(&all, read_to, 1 << 20).await.expect("rows");
+        assert_eq!((keys.len(), rows.len(), left.len()), (expected, expected, 0), "{read_to} of {counter}");
+    }
+}
