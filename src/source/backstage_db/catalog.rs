@@ -87,6 +87,16 @@ from (
 ) as hashes
 group by 1";
 
+/// By reconcile alone nothing tells which rows have no body, so they are left out, whatever it costs.
+const BUCKETS_WITH_BODY: &str = "\
+select ((hash >> 56) & 255)::int4, count(*), sum(hash)::text
+from (
+  select hashtextextended(entity_ref collate \"C\", 0) as hash
+  from final_entities
+  where final_entity is not null
+) as hashes
+group by 1";
+
 const BODILESS: &str = "\
 select entity_ref::text
 from final_entities
@@ -419,10 +429,14 @@ impl Catalog {
         rows.iter().map(|row| self.get(row, 0)).collect()
     }
 
-    /// Count and sum of the ref hashes per bucket.
+    /// Count and sum of the ref hashes per bucket: by generations of all rows, by reconcile of those with a body.
     pub(super) async fn buckets(&mut self) -> Result<Box<Buckets>, SourceError> {
+        let sql = match self.way {
+            Way::Generations => BUCKETS,
+            Way::Reconcile => BUCKETS_WITH_BODY,
+        };
         self.begin().await?;
-        let rows = self.all("compare refs", sqlx::query(BUCKETS)).await?;
+        let rows = self.all("compare refs", sqlx::query(sql)).await?;
         self.commit().await?;
         let mut buckets = Box::new([(0, 0); 256]);
         for row in &rows {

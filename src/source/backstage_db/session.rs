@@ -110,11 +110,14 @@ impl<'a> Session<'a> {
         let position = self.position.to_json()?;
         self.owner.save_position(position).await?;
         self.publish();
-        if self.choice.way == Way::Generations {
-            self.load_bodiless().await?;
-            if is_continued {
-                self.verify_recent().await?;
+        match self.choice.way {
+            Way::Generations => {
+                self.load_bodiless().await?;
+                if is_continued {
+                    self.verify_recent().await?;
+                }
             }
+            Way::Reconcile => self.ledger.set_bodiless([]),
         }
         while !self.owner.stop.is_cancelled() {
             self.meet_commands();

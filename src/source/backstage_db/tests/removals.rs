@@ -6,7 +6,7 @@ use catalog_bridge_api::{Cause, EntityRef, EventType, JsonText, SourceName};
 use catalog_bridge_services::Collation;
 use sqlx::Connection;
 
-use super::super::{RemovalGuard, Settings};
+use super::super::{CaptureChoice, RemovalGuard, Settings};
 use super::catalog::{Catalog, body, delete, entity_ref, start, start_as, wait_for_truth};
 use crate::source::testing::{Log, check_well_formed};
 use crate::store::{Append, Change, OnOwned, Removal, Upsert};
@@ -131,6 +131,23 @@ async fn a_row_without_a_body_is_no_entity() {
     bridge.stop().await;
     assert_eq!(detail["lastReconcile"]["reason"], "first start", "nothing had to be repaired: {detail}");
     check_well_formed(&log.events().await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_that_lost_its_body_is_no_entity_by_reconcile_either() {
+    let (catalog, log) = filled("bodiless_reconcile", 3).await;
+    let settings = Settings {
+        capture: CaptureChoice::Reconcile,
+        reconcile_only_interval: Duration::from_millis(50),
+        ..catalog.settings()
+    };
+    let bridge = start(settings, &log);
+    wait_for_truth(&bridge, &catalog).await;
+
+    catalog.run("update final_entities set final_entity = null where entity_id = 'id-1'").await;
+
+    wait_for_truth(&bridge, &catalog).await;
+    bridge.stop().await;
 }
 
 /// What the log cannot take is shown, stops nothing, and is read again when it changes.
