@@ -60,6 +60,7 @@ impl Session<'_> {
             self.publish();
             return Ok(None);
         }
+        self.bodies_lost = 0;
         Ok(Some((page.census,)))
     }
 

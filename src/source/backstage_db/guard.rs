@@ -67,13 +67,16 @@ impl HeldRemovals {
         Ok(HeldRemovals { refs, by_origin, is_known: true })
     }
 
-    /// The entity is there after all, or is gone by another way. True when it was held.
-    pub(super) fn forget(&mut self, entity_ref: &str) -> bool {
-        let was_held = self.refs.remove(&ref_hash(entity_ref));
+    /// The entity is there after all, or its removal is carried out.
+    pub(super) fn forget(&mut self, entity_ref: &str) {
+        self.refs.remove(&ref_hash(entity_ref));
         if self.refs.is_empty() {
             self.by_origin.clear();
         }
-        was_held
+    }
+
+    pub(super) fn contains(&self, entity_ref: &str) -> bool {
+        self.refs.contains(&ref_hash(entity_ref))
     }
 
     pub(super) fn refs(&self) -> &HashSet<i64> {

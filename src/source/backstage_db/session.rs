@@ -57,6 +57,8 @@ pub(super) struct Session<'a> {
     pub(super) is_confirmed: bool,
     /// The catalog's counter, as seen last.
     pub(super) counter: i64,
+    /// Entities that lost their bodies since all pages were read last.
+    pub(super) bodies_lost: u64,
 }
 
 impl<'a> Session<'a> {
@@ -101,6 +103,7 @@ impl<'a> Session<'a> {
             },
             is_confirmed: false,
             counter,
+            bodies_lost: 0,
         }
     }
 
@@ -220,21 +223,35 @@ impl<'a> Session<'a> {
     pub(super) async fn apply(&mut self, rows: Vec<Row>, cause: Cause) -> Result<u64, SourceError> {
         let mut changes = Vec::new();
         let mut rejected = Vec::new();
+        let is_mass = self.lose_bodies(&rows);
         for row in rows {
-            self.held.forget(&row.entity_ref);
+            let is_held = self.held.contains(&row.entity_ref);
             match row.body {
                 Body::Absent => self.ledger.add_bodiless(row.entity_ref.clone()),
-                _ => self.ledger.has_body(&row.entity_ref),
+                _ => {
+                    self.held.forget(&row.entity_ref);
+                    self.ledger.has_body(&row.entity_ref);
+                }
             }
             let is_known = self.ledger.contains(&row.entity_ref);
             match to_change(&row, cause) {
-                Ok(Some(Change::Remove(_))) if !is_known => {}
+                Ok(Some(Change::Remove(_))) if !is_known || is_held || is_mass => {}
                 Ok(Some(change)) => changes.push(change),
                 Ok(None) => {}
                 Err(refused) => rejected.push(refused),
             }
         }
         self.append(changes, rejected, cause).await
+    }
+
+    /// Counts the entities of a page that lost their bodies. True when they are too many to be removed without the guard, or
+    /// may be among what another process held: as their rows are counted besides, the next count leads to a sweep, which
+    /// finds them and decides.
+    fn lose_bodies(&mut self, rows: &[Row]) -> bool {
+        let is_lost = |row: &&Row| row.body == Body::Absent && self.ledger.contains(&row.entity_ref);
+        self.bodies_lost += rows.iter().filter(is_lost).count() as u64;
+        let is_taken_over = self.position.is_holding && !self.held.is_known;
+        self.settings.removal_guard.is_some_and(|guard| is_taken_over || self.bodies_lost > guard.count)
     }
 
     /// Appends, and keeps ledger and metrics true to it.

@@ -150,6 +150,34 @@ async fn a_row_that_lost_its_body_is_no_entity_by_reconcile_either() {
     bridge.stop().await;
 }
 
+/// The guard holds also what vanishes by losing its body, page by page.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mass_loss_of_bodies_waits_for_a_persons_word() {
+    let (catalog, log) = filled("guard_bodies", 300).await;
+    let settings = Settings { page_rows: 40, ..quick(&catalog) };
+    let bridge = start(settings, &log);
+    wait_for_truth(&bridge, &catalog).await;
+    bridge.wait_until_running().await;
+
+    catalog.run("update final_entities set final_entity = null where substr(entity_id, 4)::int < 290").await;
+    let status = bridge.wait_for_state("held", |state| matches!(state, ConsumerState::RemovalsHeld { .. })).await;
+
+    let ConsumerState::RemovalsHeld { count } = status.state else { panic!("{status:?}") };
+    let removed = log.events().await.iter().filter(|event| event.event_type == EventType::Removed).count() as u64;
+    assert!(count + removed == 290 && removed <= 100, "{count} held, {removed} removed");
+    // A held one that is written again without a body stays held.
+    catalog.run("update final_entities set hash = 'other' where entity_id = 'id-289'").await;
+    catalog.write("new", "id-new", &body("new", "id-new", "1")).await;
+    while !log.events().await.iter().any(|event| event.entity_ref.as_str() == entity_ref("new")) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(bridge.handle.confirm_removals("catalog"), Ok(count));
+    wait_for_truth(&bridge, &catalog).await;
+    bridge.wait_until_running().await;
+    bridge.stop().await;
+    check_well_formed(&log.events().await);
+}
+
 /// What the log cannot take is shown, stops nothing, and is read again when it changes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rejected_entities_stop_nothing_and_come_back_when_they_are_good() {
