@@ -24,9 +24,7 @@ impl Session<'_> {
         if let Some(census) = census.0 {
             self.judge(census).await?;
         }
-        if self.is_confirmed {
-            self.sweep_confirmed().await?;
-        }
+        self.sweep_confirmed().await?;
         if self.paces.reconcile.is_due(Instant::now()) {
             self.begin_reconcile("scheduled", false);
             self.paces.reconcile.done(Duration::ZERO, Instant::now());

@@ -82,6 +82,7 @@ impl Session<'_> {
     /// Where reconcile is the only way: one whole reconcile, then a pause that keeps it below 1 % of a core.
     pub(super) async fn step_by_reconcile(&mut self) -> Result<(), SourceError> {
         self.catalog.take_spent();
+        self.sweep_confirmed().await?;
         if self.position.reconcile.is_none() {
             self.position.reconcile = Some(Progress::begin("every look is one", false));
         }

@@ -1,6 +1,6 @@
 //! One connection's loop, and the one place that appends.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use catalog_bridge_api::{Cause, EntityRef, JsonText};
@@ -53,8 +53,8 @@ pub(super) struct Session<'a> {
     pub(super) report: &'a mut Report,
     pub(super) trouble: &'a mut Trouble,
     pub(super) paces: Paces,
-    /// A person confirmed the removals that are held.
-    pub(super) is_confirmed: bool,
+    /// The removals that were held when a person confirmed them.
+    pub(super) confirmed: HashSet<i64>,
     /// The catalog's counter, as seen last.
     pub(super) counter: i64,
     /// Entities that lost their bodies since all pages were read last.
@@ -101,7 +101,7 @@ impl<'a> Session<'a> {
                 schema: Pace::later(SCHEMA_INTERVAL, now),
                 reconcile,
             },
-            is_confirmed: false,
+            confirmed: HashSet::new(),
             counter,
             bodies_lost: 0,
         }
@@ -135,7 +135,7 @@ impl<'a> Session<'a> {
     fn meet_commands(&mut self) {
         if self.report.commands.take_confirm() && !self.held.is_empty() {
             tracing::info!(source = self.report.name, removals = self.held.len(), "held removals are confirmed");
-            self.is_confirmed = true;
+            self.confirmed = self.held.refs().clone();
         }
         if self.report.commands.take_reconcile() {
             self.begin_reconcile("on demand", false);

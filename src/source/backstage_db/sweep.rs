@@ -81,10 +81,19 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Carries out what the guard held back, after a person's word.
+    /// Carries out what the guard held back when a person confirmed it, and nothing that vanished since.
     pub(super) async fn sweep_confirmed(&mut self) -> Result<(), SourceError> {
-        while self.is_confirmed && !self.owner.stop.is_cancelled() {
-            self.sweep().await?;
+        let mut confirmed = std::mem::take(&mut self.confirmed);
+        while !confirmed.is_empty() && !self.owner.stop.is_cancelled() {
+            let missing = self.find_gone(Some(&confirmed)).await?;
+            // Those beyond what is kept by name are looked up again.
+            confirmed.clone_from(&missing.hashes);
+            for text in &missing.refs {
+                confirmed.remove(&ref_hash(text));
+                self.held.forget(text);
+            }
+            self.position.is_holding = !self.held.is_empty();
+            self.remove(missing.refs).await?;
         }
         Ok(())
     }
@@ -116,8 +125,16 @@ impl Session<'_> {
     /// Looks our refs up in the catalog and removes those that are gone, or holds their removals back. Returns the number of
     /// removals appended.
     pub(super) async fn sweep(&mut self) -> Result<u64, SourceError> {
+        let missing = self.find_gone(None).await?;
+        let (held, gone) = self.divide(missing);
+        self.hold(held).await?;
+        self.remove(gone.refs).await
+    }
+
+    /// Which of our refs, or of those among them, are gone by two looks.
+    async fn find_gone(&mut self, among: Option<&HashSet<i64>>) -> Result<Missing, SourceError> {
         self.sweep_bodiless().await?;
-        let mut missing = self.find_missing().await?;
+        let mut missing = self.find_missing(among).await?;
         if !missing.hashes.is_empty() {
             if self.choice.way == Way::Generations {
                 #[cfg(test)]
@@ -126,19 +143,13 @@ impl Session<'_> {
             }
             self.look_again(&mut missing).await?;
         }
-        let (held, gone) = self.divide(missing);
-        self.hold(held).await?;
-        let is_all = gone.refs.len() == gone.hashes.len();
-        let removed = self.remove(gone.refs).await?;
-        // A sweep that kept only some of them by name is repeated; the confirmation holds until the last one.
-        self.is_confirmed &= !is_all;
-        Ok(removed)
+        Ok(missing)
     }
 
     /// Which removals are held back, and which are believed. What was held stays held until a person confirms it or the
     /// entity returns, also when others of them returned, and also when another process held it.
     fn divide(&self, missing: Missing) -> (Missing, Missing) {
-        let Some(guard) = self.settings.removal_guard.filter(|_| !self.is_confirmed) else {
+        let Some(guard) = self.settings.removal_guard else {
             return (Missing::default(), missing);
         };
         let is_taken_over = self.position.is_holding && !self.held.is_known;
@@ -202,7 +213,7 @@ impl Session<'_> {
     }
 
     /// The first look: only refs in buckets whose count or sum differs can be missing.
-    async fn find_missing(&mut self) -> Result<Missing, SourceError> {
+    async fn find_missing(&mut self, among: Option<&HashSet<i64>>) -> Result<Missing, SourceError> {
         let suspects = match self.can_sum {
             true => self.ledger.differing_buckets(&*self.catalog.buckets().await?),
             false => [true; 256],
@@ -212,8 +223,9 @@ impl Session<'_> {
         let mut missing = Missing::default();
         let mut ours = OurRefs::new();
         while let Some(page) = ours.next(&*store, &source).await? {
+            let is_suspected = |hash: i64| suspects[bucket(hash)] && among.is_none_or(|among| among.contains(&hash));
             let suspected: Vec<&str> =
-                page.iter().map(String::as_str).filter(|text| suspects[bucket(ref_hash(text))]).collect();
+                page.iter().map(String::as_str).filter(|text| is_suspected(ref_hash(text))).collect();
             for some in suspected.chunks(LOOKUP) {
                 let present = self.catalog.present(some).await?;
                 for text in some.iter().filter(|text| !present.contains(**text)) {

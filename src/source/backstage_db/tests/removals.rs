@@ -65,6 +65,38 @@ async fn a_mass_removal_waits_for_a_persons_word() {
     check_well_formed(&log.events().await);
 }
 
+/// A person's word is for what was held then; what vanishes until it is carried out is judged by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_confirmation_is_only_for_what_was_held() {
+    let (catalog, log) = filled("guard_scope", 60).await;
+    let guard = Some(RemovalGuard { share: 0.1, count: 5 });
+    let bridge = start(Settings { removal_guard: guard, ..quick(&catalog) }, &log);
+    wait_for_truth(&bridge, &catalog).await;
+    bridge.wait_until_running().await;
+    catalog.run("delete from refresh_state where substr(entity_id, 4)::int < 30").await;
+    bridge.wait_for_state("held", |state| *state == ConsumerState::RemovalsHeld { count: 30 }).await;
+
+    let mut connection = catalog.connect().await;
+    let mut transaction = connection.begin().await.expect("begun");
+    super::catalog::run(
+        &mut transaction,
+        "lock table final_entities in access exclusive mode;
+         delete from refresh_state where substr(entity_id, 4)::int < 50",
+    )
+    .await;
+    assert_eq!(bridge.handle.confirm_removals("catalog"), Ok(30));
+    // The source stands at the lock, with a snapshot in which the others are still there.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    transaction.commit().await.expect("committed");
+
+    bridge.wait_for_state("the others held", |state| *state == ConsumerState::RemovalsHeld { count: 20 }).await;
+    let removed = log.events().await.iter().filter(|event| event.event_type == EventType::Removed).count();
+    assert_eq!(removed, 30);
+    assert_eq!(bridge.handle.confirm_removals("catalog"), Ok(20));
+    wait_for_truth(&bridge, &catalog).await;
+    bridge.stop().await;
+}
+
 /// The other way out: the entities return. Those that do not stay held, also when few are left.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mass_removal_is_forgotten_as_its_entities_return() {
