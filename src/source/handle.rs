@@ -49,7 +49,8 @@ pub struct Handle {
 #[derive(Debug, Default)]
 pub(super) struct Commands {
     reconcile: AtomicBool,
-    confirm: AtomicBool,
+    /// How many removals were shown to whoever confirmed them; 0: nobody did.
+    confirm: AtomicU64,
     held_removals: AtomicU64,
     /// `Some` while another replica owns the source, or nobody does.
     not_owned: Mutex<Option<String>>,
@@ -84,7 +85,7 @@ impl Handle {
         match commands.held_removals.load(Ordering::Acquire) {
             0 => Err(CommandError::NothingHeld(source.to_owned())),
             count => {
-                commands.confirm.store(true, Ordering::Release);
+                commands.confirm.store(count, Ordering::Release);
                 commands.woken.notify_one();
                 Ok(count)
             }
@@ -109,9 +110,9 @@ impl Commands {
         self.reconcile.swap(false, Ordering::AcqRel)
     }
 
-    /// Takes the confirmation of held removals.
-    pub(super) fn take_confirm(&self) -> bool {
-        self.confirm.swap(false, Ordering::AcqRel)
+    /// Takes the confirmation of held removals: how many were shown to whoever gave it.
+    pub(super) fn take_confirm(&self) -> Option<u64> {
+        Some(self.confirm.swap(0, Ordering::AcqRel)).filter(|count| *count > 0)
     }
 
     pub(super) fn set_held_removals(&self, count: u64) {
@@ -149,7 +150,7 @@ mod tests {
 
         assert_eq!(handle.confirm_removals("orders"), Ok(7));
         assert_eq!(handle.reconcile("orders"), Ok(()));
-        assert!(commands.take_confirm() && commands.take_reconcile());
-        assert!(!commands.take_confirm() && !commands.take_reconcile());
+        assert!(commands.take_confirm() == Some(7) && commands.take_reconcile());
+        assert!(commands.take_confirm().is_none() && !commands.take_reconcile());
     }
 }

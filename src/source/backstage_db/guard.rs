@@ -1,7 +1,7 @@
 //! Removals that are held back because there are too many at once to believe.
 //!
 //! Adds and updates flow on meanwhile. The removals go on when a person confirms them, and are forgotten one by one when
-//! their entities return. Only that there are some is durable (`is_holding` in the position): whoever owns the source next
+//! their entities return. Only how many there are is durable (`holding` in the position): whoever owns the source next
 //! finds and holds them again.
 
 use std::collections::{BTreeMap, HashSet};
@@ -28,7 +28,7 @@ const OTHER: &str = "other";
 pub(super) struct HeldRemovals {
     refs: HashSet<i64>,
     by_origin: BTreeMap<String, Origin>,
-    /// Whether this process looked by itself; until then it knows only that there were some (`is_holding`).
+    /// Whether this process looked by itself; until then it knows only how many there were (`holding`).
     pub(super) is_known: bool,
 }
 

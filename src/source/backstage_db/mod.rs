@@ -151,7 +151,7 @@ fn resume(
             identity: identity.clone(),
             incarnation: incarnation.clone(),
             reconcile: Some(Progress::begin(reason, true)),
-            is_holding: false,
+            holding: 0,
             last_reconcile: None,
         };
         Ok((position, Some(reason.to_owned())))
@@ -170,7 +170,7 @@ fn resume(
         // Below the old counter nothing is known; up to it the reconcile compares every row, whatever its number.
         Some(reason) => {
             let (position, gap) = afresh(reason, before.generation.min(counter))?;
-            Ok((Position { is_holding: before.is_holding, last_reconcile: before.last_reconcile, ..position }, gap))
+            Ok((Position { holding: before.holding, last_reconcile: before.last_reconcile, ..position }, gap))
         }
         None => Ok((Position { identity, incarnation, ..before }, None)),
     }
@@ -196,7 +196,7 @@ mod resume_tests {
             identity: identity("1"),
             incarnation: Incarnation::default(),
             reconcile: None,
-            is_holding: true,
+            holding: 7,
             last_reconcile: None,
         }
     }

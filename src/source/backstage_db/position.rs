@@ -22,9 +22,9 @@ pub(super) struct Position {
     /// A reconcile under way; capture is not caught up before its end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) reconcile: Option<Progress>,
-    /// The removal guard holds removals back: whoever goes on finds and holds them again, until they are confirmed.
+    /// So many removals are held back by the guard: whoever goes on finds and holds them again, until they are confirmed.
     #[serde(default)]
-    pub(super) is_holding: bool,
+    pub(super) holding: u64,
     /// The last one that ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) last_reconcile: Option<Outcome>,

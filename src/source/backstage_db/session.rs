@@ -132,10 +132,31 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    /// How many removals are held; those that another process held, as long as this one has not looked by itself.
+    pub(super) fn held_count(&self) -> u64 {
+        match self.held.is_known {
+            true => self.held.len() as u64,
+            false => self.position.holding,
+        }
+    }
+
     fn meet_commands(&mut self) {
-        if self.report.commands.take_confirm() && !self.held.is_empty() {
-            tracing::info!(source = self.report.name, removals = self.held.len(), "held removals are confirmed");
-            self.confirmed = self.held.refs().clone();
+        // Until this process has looked, a confirmation waits: what it is for is not known by name.
+        if (self.held.is_known || self.position.holding == 0)
+            && let Some(shown) = self.report.commands.take_confirm()
+        {
+            let removals = self.held.len();
+            if removals as u64 > shown {
+                tracing::warn!(
+                    source = self.report.name,
+                    removals,
+                    shown,
+                    "more removals are held than were shown to be confirmed: look at them and confirm again"
+                );
+            } else if removals > 0 {
+                tracing::info!(source = self.report.name, removals, "held removals are confirmed");
+                self.confirmed = self.held.refs().clone();
+            }
         }
         if self.report.commands.take_reconcile() {
             self.begin_reconcile("on demand", false);
@@ -250,7 +271,7 @@ impl<'a> Session<'a> {
     fn lose_bodies(&mut self, rows: &[Row]) -> bool {
         let is_lost = |row: &&Row| row.body == Body::Absent && self.ledger.contains(&row.entity_ref);
         self.bodies_lost += rows.iter().filter(is_lost).count() as u64;
-        let is_taken_over = self.position.is_holding && !self.held.is_known;
+        let is_taken_over = self.position.holding > 0 && !self.held.is_known;
         self.settings.removal_guard.is_some_and(|guard| is_taken_over || self.bodies_lost > guard.count)
     }
 

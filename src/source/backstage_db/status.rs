@@ -12,7 +12,7 @@ use crate::telemetry::ConsumerState;
 impl Session<'_> {
     /// Publishes state, details and gauges.
     pub(super) fn publish(&mut self) {
-        self.report.commands.set_held_removals(self.held.len() as u64);
+        self.report.commands.set_held_removals(self.held_count());
         self.report.metrics.set_held_removals(self.held.len());
         self.report.metrics.set_rejected(self.ledger.rejected_count());
         self.report.metrics.set_entities(self.ledger.len());
@@ -21,8 +21,8 @@ impl Session<'_> {
     }
 
     fn state(&self) -> ConsumerState {
-        if !self.held.is_empty() {
-            return ConsumerState::RemovalsHeld { count: self.held.len() as u64 };
+        if self.held_count() > 0 {
+            return ConsumerState::RemovalsHeld { count: self.held_count() };
         }
         match &self.position.reconcile {
             Some(progress) if progress.is_gap && progress.sweeping => {

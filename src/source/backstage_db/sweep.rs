@@ -52,7 +52,7 @@ impl Session<'_> {
         if is_equal {
             self.paces.sweep.was_useful();
             self.held.is_known = true;
-            self.position.is_holding = !self.held.is_empty();
+            self.position.holding = self.held.len() as u64;
             let position = self.position.to_json()?;
             return self.owner.save_position(position).await;
         }
@@ -92,7 +92,7 @@ impl Session<'_> {
                 confirmed.remove(&ref_hash(text));
                 self.held.forget(text);
             }
-            self.position.is_holding = !self.held.is_empty();
+            self.position.holding = self.held.len() as u64;
             self.remove(missing.refs).await?;
         }
         Ok(())
@@ -152,7 +152,7 @@ impl Session<'_> {
         let Some(guard) = self.settings.removal_guard else {
             return (Missing::default(), missing);
         };
-        let is_taken_over = self.position.is_holding && !self.held.is_known;
+        let is_taken_over = self.position.holding > 0 && !self.held.is_known;
         if is_taken_over || guard.holds(missing.hashes.len() as u64, self.ledger.len() as u64) {
             return (missing, Missing::default());
         }
@@ -165,7 +165,7 @@ impl Session<'_> {
     async fn hold(&mut self, missing: Missing) -> Result<(), SourceError> {
         let is_new = self.held.is_empty();
         self.held.is_known = true;
-        self.position.is_holding = !missing.hashes.is_empty();
+        self.position.holding = missing.hashes.len() as u64;
         if *self.held.refs() == missing.hashes {
             return Ok(());
         }

@@ -56,7 +56,11 @@ async fn a_mass_removal_waits_for_a_persons_word() {
     // A restart in between changes nothing.
     let owner = bridge.owner.clone();
     bridge.kill().await;
-    let bridge = start_as(&owner, quick(&catalog), &log);
+    let slow = Settings { pause_between_looks: Duration::from_millis(500), ..quick(&catalog) };
+    let bridge = start_as(&owner, slow, &log);
+    let is_owned = |state: &ConsumerState| matches!(state, ConsumerState::Running | ConsumerState::RemovalsHeld { .. });
+    let first = bridge.wait_for_state("owned", is_owned).await;
+    assert_eq!(first.state, ConsumerState::RemovalsHeld { count: gone }, "before it looked by itself");
     bridge.wait_for_state("held again", |state| *state == ConsumerState::RemovalsHeld { count: gone }).await;
     assert_eq!(bridge.handle.confirm_removals("catalog"), Ok(gone));
     wait_for_truth(&bridge, &catalog).await;
