@@ -39,6 +39,9 @@ pub(super) enum SourceError {
     /// The operator has to change something.
     #[error("{0}")]
     Misconfigured(String),
+    /// A bug; what was remembered may be half a state, so claim again.
+    #[error("the source panicked: {0}; please report it")]
+    Panicked(String),
     /// Not an error: what is read is not what it was (restarted, replaced, upgraded). Look at it afresh, at once.
     #[error("{0}")]
     Reopen(String),

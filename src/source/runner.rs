@@ -1,8 +1,11 @@
 //! Runs one source: claims it, lets it work, backs off after trouble, gives it up at the end.
 //!
-//! Whatever is away (store, catalog) is a state that is shown and tried again for ever. Knows nothing of what a source reads.
+//! Whatever is away (store, catalog), and a panic too, is a state that is shown and tried again for ever. Knows nothing of what a source reads.
 
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -21,6 +24,8 @@ use crate::telemetry::{ConsumerState, StatusBoard};
 const BACKOFF_MAX: Duration = Duration::from_secs(15);
 /// Pause after the first failure.
 const BACKOFF_MIN: Duration = Duration::from_millis(250);
+/// Shortest pause after a panic: it may come again after some success, which ends the doubling.
+const PANIC_PAUSE: Duration = Duration::from_secs(2);
 /// How long the loop may take to come to a border after a stop; then it is cut off, which a position by compare-and-set
 /// makes safe.
 const STOP_MAX: Duration = Duration::from_secs(5);
@@ -90,6 +95,22 @@ impl Trouble {
     }
 }
 
+/// Turns a panic into an error: a bug that one source meets must end neither it nor the others.
+async fn caught(work: impl Future<Output = Result<(), SourceError>>) -> Result<(), SourceError> {
+    let mut work = std::pin::pin!(work);
+    std::future::poll_fn(|context| {
+        // What it worked on is dropped with the claim.
+        let polled = std::panic::catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context)));
+        polled.unwrap_or_else(|panic| Poll::Ready(Err(SourceError::Panicked(message(&*panic)))))
+    })
+    .await
+}
+
+fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "without a message".to_owned())
+}
+
 impl Runner {
     pub(super) async fn run(self, shutdown: CancellationToken) {
         let name = self.source.name.as_str();
@@ -139,7 +160,7 @@ impl Runner {
         let stop = owner.stop.clone();
         let pause = loop {
             let error = {
-                let work = capture.run(&mut owner, report, trouble);
+                let work = caught(capture.run(&mut owner, report, trouble));
                 tokio::pin!(work);
                 let ended = tokio::select! {
                     ended = &mut work => Some(ended),
@@ -161,6 +182,9 @@ impl Runner {
                     break trouble.pause();
                 }
                 SourceError::Store(error) => break self.store_away(report, trouble, &error),
+                error @ SourceError::Panicked(_) => {
+                    break self.failed(report, trouble, &error).max(PANIC_PAUSE);
+                }
                 error @ (SourceError::Transient { .. } | SourceError::Misconfigured(_)) => {
                     let pause = self.failed(report, trouble, &error);
                     let _ = stop.run_until_cancelled(tokio::time::sleep(pause)).await;

@@ -254,3 +254,24 @@ async fn an_upgraded_catalog_is_captured_by_generations_from_then_on() {
     wait_for_truth(&bridge, &catalog).await;
     bridge.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_panic_is_shown_and_tried_again() {
+    let catalog = Catalog::new("panic", Collation::C).await;
+    let log = Log::sqlite().await;
+    write_some(&catalog, 0..3, "1").await;
+    let is_first = std::sync::atomic::AtomicBool::new(true);
+    let connect = catalog.settings().connect;
+    let connect = Connect::new(move || {
+        assert!(!is_first.swap(false, std::sync::atomic::Ordering::AcqRel), "the first connect fails by a bug");
+        connect.options()
+    });
+
+    let bridge = start(Settings { connect, ..quick(&catalog) }, &log);
+
+    let is_told =
+        |state: &ConsumerState| matches!(state, ConsumerState::Retrying { error, .. } if error.contains("by a bug"));
+    bridge.wait_for_state("told", is_told).await;
+    wait_for_truth(&bridge, &catalog).await;
+    bridge.stop().await;
+}
