@@ -157,7 +157,7 @@ from final_entities
 where entity_ref = any($1) and octet_length(final_entity) <= $2";
 
 const LARGER_THAN: &str = "\
-select entity_ref::text, final_entity
+select entity_ref::text
 from final_entities
 where octet_length(final_entity) > $1 and octet_length(final_entity) <= $2
 order by entity_ref
@@ -285,17 +285,25 @@ impl Catalog {
         &self.endpoint
     }
 
-    /// How many entities there are, and the ref and body of those above so many bytes, at most 100.
-    pub(super) async fn larger_than(&mut self, bytes: usize) -> Result<(u64, Vec<(String, String)>), SourceError> {
+    /// How many entities there are, and the refs of those above so many bytes, at most 100.
+    pub(super) async fn larger_than(&mut self, bytes: usize) -> Result<(u64, Vec<String>), SourceError> {
         self.begin_bare().await?;
         let row = self.one("count entities", sqlx::query(CENSUS)).await?;
         let present: i64 = self.get(&row, 0)?;
         let asked = i32::try_from(bytes).unwrap_or(i32::MAX);
-        let bodies = sqlx::query(LARGER_THAN).bind(asked).bind(ENTITY_BYTES_MAX as i32);
-        let rows = self.all("read large entities", bodies).await?;
+        let refs = sqlx::query(LARGER_THAN).bind(asked).bind(ENTITY_BYTES_MAX as i32);
+        let rows = self.all("look for large entities", refs).await?;
         self.send("end a transaction", "rollback".to_owned()).await?;
-        let pair = |row: &PgRow| Ok((self.get(row, 0)?, self.get(row, 1)?));
-        Ok((present.unsigned_abs(), rows.iter().map(pair).collect::<Result<_, SourceError>>()?))
+        Ok((present.unsigned_abs(), rows.iter().map(|row| self.get(row, 0)).collect::<Result<_, SourceError>>()?))
+    }
+
+    /// One entity's body, if it is there and the log could take it.
+    pub(super) async fn body(&mut self, entity_ref: &str) -> Result<Option<String>, SourceError> {
+        self.begin_bare().await?;
+        let query = sqlx::query(BY_REF_BODIES).bind(vec![entity_ref]).bind(ENTITY_BYTES_MAX as i32);
+        let rows = self.all("read a large entity", query).await?;
+        self.send("end a transaction", "rollback".to_owned()).await?;
+        rows.first().map(|row| self.get(row, 1)).transpose()
     }
 
     /// From now on transactions read the counter where `way` has one.

@@ -35,9 +35,14 @@ pub async fn inspect(settings: &Settings, larger_than: usize) -> Result<Inspecti
     if schema.is_newer_than_known() {
         report.warnings.push("the catalog's schema is newer than this release was tried with".to_owned());
     }
-    let (present, bodies) = catalog.larger_than(larger_than).await.map_err(told)?;
+    let (present, refs) = catalog.larger_than(larger_than).await.map_err(told)?;
     report.facts.push(format!("{present} entities"));
-    let parsed =
-        |(entity_ref, body): (String, String)| Some((EntityRef::parse(&entity_ref).ok()?, JsonText::parse(body).ok()?));
-    Ok(Inspection { report, present, large: bodies.into_iter().filter_map(parsed).collect() })
+    let mut large = Vec::new();
+    for text in refs {
+        let Ok(entity_ref) = EntityRef::parse(&text) else { continue };
+        // One by one: a hundred at once may be more than a gigabyte in one answer, and longer than a statement may take.
+        let body = catalog.body(&text).await.map_err(told)?;
+        large.extend(body.and_then(|body| JsonText::parse(body).ok()).map(|entity| (entity_ref, entity)));
+    }
+    Ok(Inspection { report, present, large })
 }
