@@ -1,0 +1,8 @@
+//! The NATS connector on a real server: order, prefix, acknowledgements, the tail, refusals, logins.
+
+mod faults;
+mod login;
+mod refusals;
+mod server;
+mod sink;
+mod tail;

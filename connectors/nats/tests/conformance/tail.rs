@@ -1,0 +1,230 @@
+//! The tail: what is not repeated, what others wrote, what was lost (promises P6 and P8).
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use async_nats::jetstream::stream;
+use catalog_bridge_api::{Claim, Connector, ConnectorError, Message};
+use serde_json::{Value, json};
+
+use crate::server;
+use crate::sink::{Running, claim, connector, connector_with, message, message_of, open};
+
+async fn diverged(connector: &dyn Connector, claim: Claim) -> Result<String> {
+    match connector.open(claim).await.err().context("opened")? {
+        ConnectorError::Diverged { reason, .. } => Ok(reason),
+        other => anyhow::bail!("not diverged: {other}"),
+    }
+}
+
+async fn deliver(connector: &dyn Connector, claim: Claim, messages: Vec<Message>) -> Result<Running> {
+    let last = messages.last().context("a message")?.offset().get();
+    let mut running = open(connector, claim).await?;
+    let mut before = running.prefix();
+    for message in messages {
+        // Offsets in between are filtered.
+        (before + 1..message.offset().get()).for_each(|offset| running.skip(offset));
+        before = message.offset().get();
+        ensure!(running.feed.offer(message).await, "the session ended");
+    }
+    running.acknowledged_to(last).await?;
+    Ok(running)
+}
+
+/// P6: filtered offsets leave holes, which are no losses; the tail is found with and without anything remembered.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_filtered_sink_repeats_nothing_after_a_reopen() -> Result<()> {
+    let url = server::shared().await.url();
+    let stream = server::create(&url, "filtered").await?;
+    let connector = connector(&url, &stream, json!({}));
+    let every_seventh =
+        |from: u64, to: u64| (from..=to).filter(|offset| offset % 7 == 0).map(|offset| message(offset, 50));
+    let running = deliver(&*connector, claim(0, None), every_seventh(1, 700).collect()).await?;
+    let state = running.state.clone();
+    running.finish().await?;
+
+    // The checkpoint moved on over filtered events; nothing of the suffix is missing.
+    let running = deliver(&*connector, claim(705, state), every_seventh(706, 1_400).collect()).await?;
+    running.finish().await?;
+    // A checkpoint that was never written, nothing remembered: the stream alone tells.
+    let mut running = open(&*connector, claim(0, None)).await?;
+    running.acknowledged_to(1_400).await?;
+    for message in every_seventh(1, 1_414) {
+        ensure!(running.feed.offer(message).await, "the session ended");
+    }
+    (1_401..=1_414).for_each(|offset| running.skip(offset));
+    running.finish().await?;
+
+    let expected: Vec<u64> = (1..=1_414).filter(|offset| offset % 7 == 0).collect();
+    assert_eq!(server::offsets(&server::read(&url, &stream).await?), expected);
+    Ok(())
+}
+
+/// P8: a foreign message in the middle of the window costs nothing of ours and is told; an operator may accept it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_write_diverges_and_loses_nothing() -> Result<()> {
+    const LAST: u64 = 20_000;
+    let url = server::shared().await.url();
+    let stream = server::create(&url, "foreign").await?;
+    let jetstream = server::jetstream(&url).await?;
+    let connector = connector(&url, &stream, json!({}));
+    let mut running = open(&*connector, claim(0, None)).await?;
+
+    let subject = format!("{stream}.foreign");
+    let intruder = async {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        jetstream.publish(subject, "not yours".into()).await?.await
+    };
+    let (written, ()) = tokio::join!(intruder, running.offer(1, LAST, 200));
+    written?;
+    if !running.session.is_finished() {
+        // It came after the last one: the next message meets it.
+        running.offer(LAST + 1, LAST + 10, 200).await;
+    }
+    let end = running.end().await;
+    let (checkpoint, state) = (running.prefix(), running.state.clone());
+
+    assert!(matches!(end, Err(ConnectorError::Transient { .. })), "{end:?}");
+    let reason = diverged(&*connector, claim(checkpoint, state.clone())).await?;
+    assert!(reason.contains("somebody else"), "{reason}");
+    let held = server::offsets(&server::read(&url, &stream).await?);
+    assert_eq!(held, (1..=held.len() as u64).collect::<Vec<_>>(), "no hole");
+    // `sinks resume`: the driver opens again under the same lease.
+    let mut running = open(&*connector, claim(checkpoint, state)).await?;
+    running.offer(checkpoint + 1, LAST + 10, 200).await;
+    running.acknowledged_to(LAST + 10).await?;
+    let state = running.state.clone();
+    running.finish().await?;
+    let records = server::read(&url, &stream).await?;
+    assert_eq!(server::offsets(&records), (1..=LAST + 10).collect::<Vec<_>>());
+    assert_eq!(records.len() as u64, LAST + 11);
+    // What was accepted is not told again.
+    connector.open(claim(LAST + 10, state)).await?;
+    Ok(())
+}
+
+/// P8: another bridge's sink, or the same sink of another log, is a foreign writer.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_logs_events_are_foreign() -> Result<()> {
+    let url = server::shared().await.url();
+    let stream = server::create(&url, "other-log").await?;
+    let ours = connector(&url, &stream, json!({}));
+    let running = deliver(&*ours, claim(0, None), vec![message(1, 10)]).await?;
+    let state = running.state.clone();
+    running.finish().await?;
+    let mut other = claim(0, None);
+    other.log_id = uuid::Uuid::from_u128(99);
+    let mut foreign = message(1, 10);
+    foreign.id.log_id = other.log_id;
+    deliver(&*connector(&url, &stream, json!({})), other, vec![foreign]).await?.finish().await?;
+
+    let reason = diverged(&*ours, claim(1, state)).await?;
+
+    assert!(reason.contains("message 2"), "{reason}");
+    Ok(())
+}
+
+/// A rewind is a new generation: the same events are sent again, though the server remembers their old ids.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_generation_sends_everything_again() -> Result<()> {
+    let url = server::shared().await.url();
+    let stream = server::create(&url, "generation").await?;
+    let connector = connector(&url, &stream, json!({}));
+    let running = deliver(&*connector, claim(0, None), (1..=50).map(|offset| message_of(1, offset)).collect()).await?;
+    let state = running.state.clone();
+    running.finish().await?;
+
+    let mut rewound = claim(0, state);
+    rewound.generation = 2;
+    let running = deliver(&*connector, rewound.clone(), (1..=30).map(|offset| message_of(2, offset)).collect()).await?;
+    let state = running.state.clone();
+    running.finish().await?;
+    // And the new generation's tail is found as the first one's was.
+    rewound.state = state;
+    deliver(&*connector, rewound, (1..=60).map(|offset| message_of(2, offset)).collect()).await?.finish().await?;
+
+    let held = server::offsets(&server::read(&url, &stream).await?);
+    assert_eq!(held, (1..=50).chain(1..=60).collect::<Vec<_>>());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tail_above_the_head_means_a_restored_log() -> Result<()> {
+    let url = server::shared().await.url();
+    let stream = server::create(&url, "ahead").await?;
+    let connector = connector(&url, &stream, json!({}));
+    deliver(&*connector, claim(0, None), (1..=9).map(|offset| message(offset, 10)).collect()).await?.finish().await?;
+
+    let mut restored = claim(3, None);
+    restored.head = 5.into();
+    let error = connector.open(restored).await.err().context("opened")?;
+
+    assert!(matches!(error, ConnectorError::AheadOfLog { tail, .. } if tail == 9.into()), "{error}");
+    Ok(())
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let status = Command::new("cp").arg("-a").arg(from).arg(to).status()?;
+    ensure!(status.success(), "cp failed");
+    Ok(())
+}
+
+/// P8: a server that comes back without what it had acknowledged (a power failure) is told with the command that heals it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_tail_is_told_and_a_rewind_heals_it() -> Result<()> {
+    let mut nats = server::own().await?;
+    let url = nats.url();
+    let stream = server::create(&url, "lost").await?;
+    let connector = connector(&url, &stream, json!({}));
+    let first = (1..=50).map(|offset| message(offset, 10)).collect();
+    let running = deliver(&*connector, claim(0, None), first).await?;
+    let state = running.state.clone();
+    running.finish().await?;
+    nats.stop().await?;
+    let directory = nats.node(1).directory().to_owned();
+    let (data, saved) = (directory.join("jetstream"), directory.join("saved"));
+    copy(&data, &saved)?;
+    nats.start_again().await?;
+    let second = (51..=80).map(|offset| message(offset, 10)).collect();
+    let running = deliver(&*connector, claim(50, state), second).await?;
+    let state: Option<Value> = running.state.clone();
+    running.finish().await?;
+    nats.kill9().await?;
+    std::fs::remove_dir_all(&data)?;
+    std::fs::rename(&saved, &data)?;
+    nats.start_again().await?;
+
+    let reason = diverged(&*connector, claim(80, state.clone())).await?;
+    assert!(reason.contains("sinks rewind platform --to 50"), "{reason}");
+    let mut rewound = claim(50, state);
+    (rewound.generation, rewound.epoch) = (2, 2);
+    let again = (51..=90).map(|offset| message_of(2, offset)).collect();
+    deliver(&*connector, rewound, again).await?.finish().await?;
+
+    let held = server::offsets(&server::read(&url, &stream).await?);
+    assert_eq!(held, (1..=90).collect::<Vec<_>>());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_created_anew_is_told() -> Result<()> {
+    let url = server::shared().await.url();
+    let stream = server::create(&url, "anew").await?;
+    let jetstream = server::jetstream(&url).await?;
+    let connector = connector_with(&url, &stream, json!({}), true);
+    let running = deliver(&*connector, claim(0, None), vec![message(1, 10), message(2, 10)]).await?;
+    let state = running.state.clone();
+    running.finish().await?;
+
+    jetstream.delete_stream(&stream).await?;
+    let gone = connector.open(claim(2, state.clone())).await.err().context("opened")?;
+    let settings =
+        stream::Config { name: stream.clone(), subjects: vec![format!("{stream}.>")], ..stream::Config::default() };
+    jetstream.create_stream(settings).await?;
+    let reason = diverged(&*connector, claim(2, state)).await?;
+
+    assert!(matches!(gone, ConnectorError::Misconfigured { .. }), "{gone}");
+    assert!(reason.contains("created anew") && reason.contains("--to snapshot"), "{reason}");
+    Ok(())
+}
