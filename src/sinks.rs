@@ -9,6 +9,8 @@ pub static CONNECTORS: &[&dyn ConnectorKind] = &[
     &catalog_bridge_kafka::KIND,
     #[cfg(feature = "rabbitmq")]
     &catalog_bridge_rabbitmq::KIND,
+    #[cfg(feature = "nats")]
+    &catalog_bridge_nats::KIND,
     &catalog_bridge_file::KIND,
     &catalog_bridge_file::STDOUT_KIND,
 ];
