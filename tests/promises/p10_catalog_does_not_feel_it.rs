@@ -76,6 +76,7 @@ async fn capture_works_with_a_role_that_is_forced_read_only() -> Result<()> {
         ))
         .await?;
 
+    daemon.wait_until("what was there is captured", async || Ok(daemon.events(Offset::ZERO).await?.len() == 1)).await?;
     catalog.remove_one("before").await?;
     put(&mut connection, "after", || 2).await?;
 
