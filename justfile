@@ -29,8 +29,10 @@ lint:
 # Format and write the generated pages anew
 fix:
     cargo fmt --all
-    CATALOG_BRIDGE_WRITE_DOCS=1 cargo test --test tidy docs
+    cargo run -- schema --docs > docs/configuration.md
+    cargo run -- schema --metrics > docs/metrics.md
 
 # Throughput and latency, release build
 bench:
+    cargo run --release -p catalog-bridge-bench
     cargo bench --bench chain
