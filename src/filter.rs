@@ -223,8 +223,14 @@ impl View {
     /// Of a redacted state only the ref is left. Where the ref does not decide, the state before counts as seen (the reader
     /// may hold it, and must learn that it is gone), the state after as not seen.
     pub fn see(&self, entry: &LogEntry) -> Option<Event> {
-        let event = self.see_any_type(entry)?;
-        (self.types.is_empty() || self.types.contains(&event.event_type)).then_some(event)
+        self.of_wanted_type(self.see_any_type(entry, Verdict::Unknown)?)
+    }
+
+    /// What the reader sees of an entry that it asked for by itself, outside the order of the log. At or below the oldest
+    /// offset retention takes the state before, so that there a doubt says nothing of the reader: it counts as not seen, or
+    /// a token could ask for what its filter hides.
+    pub fn see_alone(&self, entry: &LogEntry) -> Option<Event> {
+        self.of_wanted_type(self.see_any_type(entry, Verdict::Yes)?)
     }
 
     /// What a sink sees of an entry of a walk. Entries come as `added`, so there is no state before them; when the sink had
@@ -244,13 +250,18 @@ impl View {
             && self.judge(&entry.event.entity_ref, entry.event.entity.as_ref()) == Verdict::Yes
     }
 
-    fn see_any_type(&self, entry: &LogEntry) -> Option<Event> {
+    fn of_wanted_type(&self, event: Event) -> Option<Event> {
+        (self.types.is_empty() || self.types.contains(&event.event_type)).then_some(event)
+    }
+
+    /// The state before counts as seen from the verdict `seen_from` on.
+    fn see_any_type(&self, entry: &LogEntry, seen_from: Verdict) -> Option<Event> {
         let event = &entry.event;
         if self.filter.is_none() && self.bound.is_none() {
             return self.passes_changes(event).then(|| event.clone());
         }
         let was_seen = event.event_type != EventType::Added
-            && self.judge(&event.entity_ref, entry.previous_entity.as_ref()) != Verdict::No;
+            && self.judge(&event.entity_ref, entry.previous_entity.as_ref()) >= seen_from;
         match (was_seen, self.shows(entry)) {
             (false, false) => None,
             (false, true) => {

@@ -219,6 +219,23 @@ fn a_removal_passes_when_the_last_state_is_no_longer_kept() {
     check_seen(&view("kind=group,spec.owner=a"), &removal, None);
 }
 
+/// What is asked for by itself may lie where retention took the state before, which then proves nothing.
+#[test]
+fn an_event_alone_is_seen_only_without_doubt() {
+    let mine = view("spec.owner=a");
+    let without_previous = |before, after| LogEntry { previous_entity: None, ..entry(3, "x", before, after) };
+    let check = |view: &View, entry: LogEntry, expected: Option<EventType>| {
+        assert_eq!(view.see_alone(&entry).map(|event| event.event_type), expected);
+    };
+
+    check(&mine, without_previous(Some("b"), Some("c")), None);
+    check(&mine, without_previous(Some("b"), None), None);
+    check(&mine, without_previous(Some("b"), Some("a")), Some(EventType::Added));
+    check(&view("kind=component"), without_previous(Some("b"), Some("c")), Some(EventType::Updated));
+    check(&mine, entry(3, "x", Some("a"), Some("b")), Some(EventType::Removed));
+    check(&mine, entry(3, "x", Some("a"), None), Some(EventType::Removed));
+}
+
 #[test]
 fn a_redacted_state_is_told_as_gone_and_never_as_seen() {
     let mut into = entry(2, "x", Some("a"), Some("a"));

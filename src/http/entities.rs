@@ -227,7 +227,7 @@ pub(super) async fn history(
         looked_at += entries.len();
         has_more = looked_at >= LOOKED_AT_MAX;
         for entry in entries {
-            let seen = view.see(&entry);
+            let seen = view.see_alone(&entry);
             if reply.count() == limit || seen.as_ref().is_some_and(|event| !reply.fits(event_size(event))) {
                 has_more = true;
                 break;

@@ -280,14 +280,14 @@ pub(super) async fn event(
     let state = context.asked_state().await?;
     let is_other_log = asked_log.is_some_and(|log_id| log_id != state.log_id);
     let entry = entry.filter(|_| !is_other_log);
-    if let Some(event) = entry.as_ref().and_then(|entry| view.see(entry)) {
+    if let Some(event) = entry.as_ref().and_then(|entry| view.see_alone(entry)) {
         return Ok(text_reply(reservation, event_text(&event)));
     }
 
     let is_gone = is_other_log || (entry.is_none() && offset <= state.head && offset > Offset::ZERO);
     if is_gone && let Some(entity_ref) = stand_in {
         let last = context.store().latest(&entity_ref).await.map_err(|error| context.problem(error))?;
-        if let Some(event) = last.as_ref().and_then(|entry| view.see(entry)) {
+        if let Some(event) = last.as_ref().and_then(|entry| view.see_alone(entry)) {
             let mut text = event_text(&event);
             text.pop();
             text.extend_from_slice(format!(",\"expiredOffset\":{offset}}}").as_bytes());

@@ -1,6 +1,6 @@
 //! A store in memory whose tests decide what it answers: how far retention went, another log id, or nothing at all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -27,6 +27,8 @@ pub(super) struct FakeStore {
 #[derive(Default)]
 struct Log {
     entries: Vec<Arc<LogEntry>>,
+    /// What retention took of them.
+    gone: BTreeSet<Offset>,
     live: BTreeMap<EntityRef, (usize, SourceName)>,
     answers: BTreeMap<String, (String, Appended)>,
 }
@@ -48,8 +50,16 @@ impl FakeStore {
         }
     }
 
-    /// Retention passed everything up to here.
+    /// Retention passed everything up to here: events whose entity has a later one by then are gone.
     pub(super) fn forget(&self, oldest: u64) {
+        let mut log = self.log();
+        let passed = usize::try_from(oldest).expect("small").min(log.entries.len());
+        for index in 0..passed {
+            let entry = log.entries[index].clone();
+            log.gone.extend(entry.event.previous_offset);
+            log.entries[index] = Arc::new(LogEntry { previous_entity: None, ..(*entry).clone() });
+        }
+        drop(log);
         self.watch.send_modify(|state| state.oldest = Offset::new(oldest));
     }
 
@@ -72,6 +82,10 @@ impl FakeStore {
 }
 
 impl Log {
+    fn kept(&self) -> impl DoubleEndedIterator<Item = &Arc<LogEntry>> {
+        self.entries.iter().filter(|entry| !self.gone.contains(&entry.event.offset))
+    }
+
     fn write(&mut self, source: &SourceName, change: &Change) -> bool {
         let previous = self.live.get(change.entity_ref()).map(|(index, _)| self.entries[*index].clone());
         let body = match change {
@@ -208,15 +222,16 @@ impl EventLog for FakeStore {
     }
 
     async fn event(&self, offset: Offset) -> Result<Option<LogEntry>, StoreError> {
-        let state = self.known()?;
-        let found = self.log().entries.iter().find(|entry| entry.event.offset == offset).map(|entry| (**entry).clone());
-        Ok(found.filter(|entry| entry.event.offset > state.oldest))
+        self.known()?;
+        let log = self.log();
+        let found = log.kept().find(|entry| entry.event.offset == offset);
+        Ok(found.map(|entry| (**entry).clone()))
     }
 
     async fn latest(&self, entity_ref: &EntityRef) -> Result<Option<LogEntry>, StoreError> {
         self.known()?;
         let log = self.log();
-        Ok(log.entries.iter().rev().find(|entry| entry.event.entity_ref == *entity_ref).map(|entry| (**entry).clone()))
+        Ok(log.kept().rev().find(|entry| entry.event.entity_ref == *entity_ref).map(|entry| (**entry).clone()))
     }
 
     async fn history(
@@ -227,7 +242,7 @@ impl EventLog for FakeStore {
     ) -> Result<Vec<Arc<LogEntry>>, StoreError> {
         self.known()?;
         let log = self.log();
-        let newest_first = log.entries.iter().rev().filter(|entry| {
+        let newest_first = log.kept().rev().filter(|entry| {
             entry.event.entity_ref == *entity_ref && before.is_none_or(|before| entry.event.offset < before)
         });
         Ok(within(newest_first, limits))

@@ -240,7 +240,7 @@ async fn one_event_is_found_and_an_expired_one_answers_with_its_entity() {
     assert_eq!(server.get("/events/2").await.ok()["previousOffset"], 1);
     assert_eq!(server.get("/events/3").await.problem(), "not-found");
     assert_eq!(server.get("/events/0").await.problem(), "not-found");
-    store.forget(1);
+    store.forget(2);
     assert_eq!(server.get("/events/1").await.problem(), "event-expired");
     let stand_in = server.get("/events/1?entityRef=component:default/a").await.ok();
     assert_eq!((&stand_in["offset"], &stand_in["expiredOffset"]), (&json!(2), &json!(1)));
