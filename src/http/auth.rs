@@ -1,9 +1,11 @@
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
+use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderValue, Method, Uri, header};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
@@ -182,6 +184,27 @@ impl FromRequestParts<Arc<Context>> for Operator {
         refuse_other_sites(parts)?;
         context.tokens.allow_whole(&parts.headers, Scope::Admin).map(Operator)
     }
+}
+
+/// What a request without tokens to a loopback listener may call us. A web page whose name was made to lead to this machine
+/// (DNS rebinding) is of our own origin to the browser, and gives itself away only by that name.
+pub(super) fn refuse_other_names(headers: &HeaderMap, public_url: Option<&str>) -> Result<(), Problem> {
+    // Browsers always send it.
+    let Some(host) = headers.get(header::HOST) else { return Ok(()) };
+    let name = host.to_str().ok().and_then(|host| host.parse::<Authority>().ok());
+    let public = public_url.and_then(|url| url.parse::<Uri>().ok());
+    let is_ours = name.as_ref().map(Authority::host).is_some_and(|name| {
+        let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+        name.eq_ignore_ascii_case("localhost")
+            || address.is_ok_and(|address| address.to_canonical().is_loopback())
+            || public.as_ref().and_then(Uri::host).is_some_and(|public| public.eq_ignore_ascii_case(name))
+    });
+    if is_ours {
+        return Ok(());
+    }
+    let detail = "without tokens this listener answers only to localhost, a loopback address or the host of http.public_url; \
+                  ask for one of them, or configure tokens";
+    Err(Problem::of_field(Kind::CrossOrigin, "Host", detail))
 }
 
 /// Without tokens, loopback is the only fence, and a web page in a browser of this machine is inside it. Browsers say where

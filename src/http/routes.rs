@@ -5,14 +5,15 @@ use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::Uri;
 use axum::middleware::{Next, from_fn_with_state};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use serde_json::{Value, json};
 
+use super::auth::refuse_other_names;
 use super::context::Context;
 use super::problem::{Kind, Problem};
 use super::query::Param;
-use super::settings::Scope;
+use super::settings::{Auth, Scope};
 use super::{admin, entities, events, health, ingest, openapi};
 
 /// A route, as it is served and as the OpenAPI document tells it: one list for both, so that neither lacks one.
@@ -292,27 +293,34 @@ fn operator_routes() -> Vec<Route> {
 }
 
 /// The readers' listener.
-pub(super) fn reader_router(context: &Arc<Context>) -> Router {
-    router(context, |place| place != Place::Admin)
+pub(super) fn reader_router(context: &Arc<Context>, is_loopback: bool) -> Router {
+    router(context, is_loopback, |place| place != Place::Admin)
 }
 
 /// The operator's listener.
-pub(super) fn operator_router(context: &Arc<Context>) -> Router {
-    router(context, |place| place == Place::Admin)
+pub(super) fn operator_router(context: &Arc<Context>, is_loopback: bool) -> Router {
+    router(context, is_loopback, |place| place == Place::Admin)
 }
 
-fn router(context: &Arc<Context>, is_here: impl Fn(Place) -> bool) -> Router {
+fn router(context: &Arc<Context>, is_loopback: bool, is_here: impl Fn(Place) -> bool) -> Router {
     let base = context.settings.base_path.as_str();
     let mut router = Router::new();
     for route in all().into_iter().filter(|route| is_here(route.place)) {
         let prefix = if route.place == Place::Base { base } else { "" };
         router = router.route(&format!("{prefix}{}", route.path), route.handler);
     }
-    router
-        .method_not_allowed_fallback(method_not_allowed)
-        .fallback(not_found)
-        .layer(from_fn_with_state(context.clone(), measure))
-        .with_state(context.clone())
+    router = router.method_not_allowed_fallback(method_not_allowed).fallback(not_found);
+    if is_loopback && matches!(context.settings.auth, Auth::Open) {
+        router = router.layer(from_fn_with_state(context.clone(), check_name));
+    }
+    router.layer(from_fn_with_state(context.clone(), measure)).with_state(context.clone())
+}
+
+async fn check_name(State(context): State<Arc<Context>>, request: Request, next: Next) -> Response {
+    match refuse_other_names(request.headers(), context.settings.public_url.as_deref()) {
+        Ok(()) => next.run(request).await,
+        Err(problem) => problem.into_response(),
+    }
 }
 
 async fn measure(State(context): State<Arc<Context>>, request: Request, next: Next) -> Response {

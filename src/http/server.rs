@@ -39,14 +39,20 @@ impl Http {
     pub async fn run(self, shutdown: CancellationToken) {
         let Http { context, listeners: Listeners { readers, operators, .. } } = self;
         let mut accepting = JoinSet::new();
-        accepting.spawn(serve(readers, routes::reader_router(&context), context.clone(), shutdown.clone()));
+        let router = routes::reader_router(&context, is_loopback(&readers));
+        accepting.spawn(serve(readers, router, context.clone(), shutdown.clone()));
         if let Some(operators) = operators {
-            accepting.spawn(serve(operators, routes::operator_router(&context), context.clone(), shutdown.clone()));
+            let router = routes::operator_router(&context, is_loopback(&operators));
+            accepting.spawn(serve(operators, router, context.clone(), shutdown.clone()));
         }
         shutdown.cancelled().await;
         context.closing.cancel();
         while accepting.join_next().await.is_some() {}
     }
+}
+
+fn is_loopback(listener: &TcpListener) -> bool {
+    listener.local_addr().is_ok_and(|address| address.ip().to_canonical().is_loopback())
 }
 
 /// Takes connections until `shutdown`, then waits for them. Dropped, it takes its connections with it.

@@ -145,9 +145,8 @@ async fn compacted_events_of_others_are_not_found_for_a_bound_token() {
     }
     for name in ["theirs", "gone", "nobody"] {
         check(&get(&format!("/entities/by-name/component/default/{name}/history")).await, 404, "not-found");
-        let of_other_log = format!(
-            "/events/1?entityRef=component:default/{name}&logId=00000000-0000-0000-0000-000000000007"
-        );
+        let of_other_log =
+            format!("/events/1?entityRef=component:default/{name}&logId=00000000-0000-0000-0000-000000000007");
         check(&get(&of_other_log).await, 409, "log-changed");
     }
     assert_eq!(get("/events/5").await.ok()["type"], "added");
@@ -202,4 +201,40 @@ async fn requests_of_other_sites_are_refused() {
     check(&answer(server.ingest(&json!([])).header("origin", "null")).await, 403, "cross-origin");
     assert_eq!(answer(pause().header("origin", server.admin.clone())).await.status, 200);
     server.stop().await;
+}
+
+/// A page whose name was made to lead here is of our own origin to its browser; only the name tells.
+#[tokio::test]
+async fn a_loopback_listener_without_tokens_answers_to_its_own_names() {
+    let mut public = settings();
+    public.public_url = Some("https://catalog.example.com/feed".to_owned());
+    let (server, _) = Server::with(public).await;
+    let read = |host: &str| server.client.get(format!("{}/events?wait=0", server.base)).header("host", host);
+    let pause = |host: &str| {
+        let request = server.client.post(format!("{}/sinks/audit/pause", server.admin));
+        request.header("host", host).header("origin", format!("http://{host}"))
+    };
+
+    for host in ["localhost", "LocalHost:1", "127.0.0.1:8219", "127.1.2.3", "[::1]:8219", "catalog.example.com:8443"] {
+        assert_eq!(answer(read(host)).await.status, 200, "{host}");
+        assert_eq!(answer(pause(host)).await.status, 200, "{host}");
+    }
+    for host in ["evil.example", "evil.example:8219", "localhost.evil.example", "192.0.2.1", "a@localhost.evil.example"]
+    {
+        check(&answer(read(host)).await, 403, "cross-origin");
+        check(&answer(pause(host)).await, 403, "cross-origin");
+    }
+    server.stop().await;
+
+    let (guarded, _) = Server::with(guarded()).await;
+    let read = guarded.client.get(format!("{}/events?wait=0", guarded.base)).header("host", "behind.example");
+    assert_eq!(answer(read.bearer_auth("reader-secret")).await.status, 200, "a token is fence enough");
+    guarded.stop().await;
+
+    let mut open = settings();
+    open.listen = "0.0.0.0:0".to_owned();
+    let (open, _) = Server::with(open).await;
+    let read = open.client.get(format!("{}/events?wait=0", open.base)).header("host", "bridge.example");
+    assert_eq!(answer(read).await.status, 200, "beyond loopback names are the network's");
+    open.stop().await;
 }

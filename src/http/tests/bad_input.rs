@@ -245,7 +245,7 @@ async fn a_declared_length_that_is_too_large_is_enough() {
         let mut stream =
             tokio::net::TcpStream::connect(server.root.trim_start_matches("http://")).await.expect("connected");
         let request = format!(
-            "POST /api/catalog/sources/push/changes HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{expect}\
+            "POST /api/catalog/sources/push/changes HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n{expect}\
              content-length: 100000000\r\n\r\n"
         );
         stream.write_all(request.as_bytes()).await.expect("sent");

@@ -125,7 +125,7 @@ async fn a_reader_that_takes_nothing_is_cut_off() {
     entity["spec"]["definition"] = "x".repeat(15 * 1024 * 1024).into();
     answer(server.ingest(&serde_json::json!([{ "upsert": entity }]))).await.ok();
     let mut stream = TcpStream::connect(server.root.trim_start_matches("http://")).await.expect("connected");
-    stream.write_all(b"GET /api/catalog/events?offset=0 HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("sent");
+    stream.write_all(b"GET /api/catalog/events?offset=0 HTTP/1.1\r\nhost: localhost\r\n\r\n").await.expect("sent");
 
     tokio::time::sleep(Duration::from_secs(2)).await;
 
@@ -152,7 +152,7 @@ async fn a_client_that_never_ends_its_request_is_cut_off() {
     };
 
     talk(b"GET /healthz HTTP/1.1\r\nhost").await;
-    let request = "POST /api/catalog/sources/push/changes HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+    let request = "POST /api/catalog/sources/push/changes HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
         connection: close\r\ncontent-length: 100\r\n\r\n{";
     let reply = talk(request.as_bytes()).await;
 
