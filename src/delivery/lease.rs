@@ -139,6 +139,9 @@ impl Renewal {
             let wait = match tokio::time::timeout(self.time_to_live / 3, renewal).await {
                 Ok(Ok(row)) => {
                     self.lease.extend(sent, self.time_to_live);
+                    if !self.lease.is_held() {
+                        return self.lose("the lease ran out before its renewal was answered".to_owned());
+                    }
                     self.show.send_replace(Held::Row(Arc::new(row)));
                     self.time_to_live / 3
                 }

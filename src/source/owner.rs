@@ -187,12 +187,13 @@ struct Keeper {
 }
 
 impl Keeper {
-    async fn run(self) {
+    async fn run(mut self) {
         let pause = self.time_to_live / 5;
         while self.stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
             let sent = Lease::clock();
             match self.store.renew(ConsumerKind::Source, &self.name, self.epoch, self.time_to_live).await {
-                Ok(_) => self.lease.extend(sent, self.time_to_live),
+                // A new one: a lease that ran out while the store was away stays so, and the row was ours again.
+                Ok(_) => self.lease = Lease::until(sent, self.time_to_live),
                 Err(StoreError::Fenced(reason)) => {
                     warn!(source = self.name, reason, "another replica owns the source now");
                     return self.stop.cancel();

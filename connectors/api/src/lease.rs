@@ -12,14 +12,12 @@ pub struct Lease {
 impl Lease {
     /// A lease that ends `time_to_live` after `renewal_sent`, a reading of [`Lease::clock`].
     pub fn until(renewal_sent: Duration, time_to_live: Duration) -> Self {
-        let lease = Lease { deadline_nanos: Arc::new(AtomicU64::new(0)) };
-        lease.extend(renewal_sent, time_to_live);
-        lease
+        Lease { deadline_nanos: Arc::new(AtomicU64::new(deadline(renewal_sent, time_to_live))) }
     }
 
     /// A lease that never ends, for tests and for tools without replicas.
     pub fn unlimited() -> Self {
-        Lease { deadline_nanos: Arc::new(AtomicU64::new(u64::MAX)) }
+        Lease { deadline_nanos: Arc::new(AtomicU64::new(UNLIMITED)) }
     }
 
     /// The clock that leases are counted by: time since boot, sleep included.
@@ -27,12 +25,13 @@ impl Lease {
         clock::since_boot()
     }
 
-    /// Moves the deadline after a renewal; never backwards. A lease that was ended stays ended.
+    /// Moves the deadline after a renewal; never backwards. A lease that was ended or ran out stays so, whatever a late
+    /// renewal says: what was held back meanwhile was given up.
     pub fn extend(&self, renewal_sent: Duration, time_to_live: Duration) {
-        let deadline = u64::try_from((renewal_sent + time_to_live).as_nanos()).unwrap_or(u64::MAX - 1);
-        let _ = self
-            .deadline_nanos
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |old| (old != ENDED).then_some(old.max(deadline)));
+        let deadline = deadline(renewal_sent, time_to_live);
+        let _ = self.deadline_nanos.fetch_update(Ordering::AcqRel, Ordering::Acquire, |old| {
+            Some(if has_passed(old) { ENDED } else { old.max(deadline) })
+        });
     }
 
     /// Ends it now, for good.
@@ -40,17 +39,31 @@ impl Lease {
         self.deadline_nanos.store(ENDED, Ordering::Release);
     }
 
-    /// True while the owner may send. Test it before each send, also between retries.
+    /// True while the owner may send. Test it before each send, also between retries. Once false it is false for ever.
     pub fn is_held(&self) -> bool {
-        match self.deadline_nanos.load(Ordering::Acquire) {
-            ENDED => false,
-            u64::MAX => true,
-            deadline => clock::since_boot().as_nanos() < u128::from(deadline),
+        let mut deadline = self.deadline_nanos.load(Ordering::Acquire);
+        while has_passed(deadline) {
+            let ending = self.deadline_nanos.compare_exchange(deadline, ENDED, Ordering::AcqRel, Ordering::Acquire);
+            match ending {
+                Ok(_) => return false,
+                // A renewal came between: it decides.
+                Err(extended) => deadline = extended,
+            }
         }
+        true
     }
 }
 
-/// One nanosecond after boot: no real deadline is there.
+fn deadline(renewal_sent: Duration, time_to_live: Duration) -> u64 {
+    u64::try_from((renewal_sent + time_to_live).as_nanos()).map_or(UNLIMITED - 1, |nanos| nanos.min(UNLIMITED - 1))
+}
+
+fn has_passed(deadline: u64) -> bool {
+    deadline != UNLIMITED && clock::since_boot().as_nanos() >= u128::from(deadline)
+}
+
+const UNLIMITED: u64 = u64::MAX;
+/// One nanosecond after boot: always passed, and no real deadline is there.
 const ENDED: u64 = 1;
 
 #[expect(unsafe_code, reason = "std has no CLOCK_BOOTTIME; Instant stops while the machine sleeps")]
@@ -85,5 +98,28 @@ mod tests {
     fn a_deadline_counts_from_before_the_renewal_was_sent() {
         let sent = Lease::clock().saturating_sub(Duration::from_secs(10));
         assert!(!Lease::until(sent, Duration::from_secs(10)).is_held());
+    }
+
+    #[test]
+    fn a_lease_that_ran_out_is_never_held_again() {
+        let sent = Lease::clock().saturating_sub(Duration::from_secs(10));
+        let (seen, unseen) = (Lease::until(sent, Duration::from_secs(9)), Lease::until(sent, Duration::from_secs(9)));
+        assert!(!seen.is_held());
+
+        for lease in [seen, unseen] {
+            lease.extend(Lease::clock(), Duration::from_secs(60));
+            assert!(!lease.is_held());
+        }
+    }
+
+    #[test]
+    fn a_renewal_in_time_moves_the_deadline() {
+        let lease = Lease::until(Lease::clock(), Duration::from_secs(60));
+        lease.extend(Lease::clock(), Duration::from_secs(120));
+        assert!(lease.is_held());
+
+        let unlimited = Lease::unlimited();
+        unlimited.extend(Lease::clock(), Duration::ZERO);
+        assert!(unlimited.is_held());
     }
 }
