@@ -56,15 +56,16 @@ pub(super) async fn changes(
     let key = idempotency_key(request.headers())?;
     let encoding = body_encoding(request.headers())?;
     let declared = declared_length(request.headers());
-    let _room = context.reserve_ingest(room_for(declared, encoding)).await?;
+    let room = context.reserve_ingest(room_for(declared, encoding)).await?;
 
     let body = read_body(&context, request, declared).await?;
-    let read = move || -> Result<(Vec<Change>, String), Problem> {
+    // Reading and appending go on when the client has gone, so the room goes along: it is free when the data is.
+    let read = move || -> Result<_, Problem> {
         let text = decode(body, encoding)?;
         let body_hash = format!("{:x}", Sha256::digest(&text));
-        Ok((parse_changes(&text)?, body_hash))
+        Ok((parse_changes(&text)?, body_hash, room))
     };
-    let (changes, body_hash) = tokio::task::spawn_blocking(read)
+    let (changes, body_hash, room) = tokio::task::spawn_blocking(read)
         .await
         .map_err(|_| Problem::new(Kind::Internal, "the body could not be read; this is a bug"))??;
 
@@ -76,7 +77,16 @@ pub(super) async fn changes(
         rejected: Vec::new(),
         on_owned: OnOwned::RefuseAll,
     };
-    let appended = context.store().append(append).await.map_err(|error| context.problem(error))?;
+    let store = Arc::clone(context.store());
+    let appending = tokio::spawn(async move {
+        let appended = store.append(append).await;
+        drop(room);
+        appended
+    });
+    let appended = appending
+        .await
+        .map_err(|_| Problem::new(Kind::Internal, "the changes could not be appended; this is a bug"))?
+        .map_err(|error| context.problem(error))?;
     let mut response = json_reply(&Answer {
         appended: appended.appended,
         unchanged: appended.unchanged,
