@@ -5,7 +5,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 
-use super::harness::{Answer, Server, answer, component};
+use super::harness::{Answer, Server, answer, component, settings};
 
 #[track_caller]
 fn check(reply: &Answer, status: u16, problem: &str, field: &str) {
@@ -257,4 +257,35 @@ async fn a_declared_length_that_is_too_large_is_enough() {
         assert!(reply.starts_with("HTTP/1.1 413"), "{reply}");
     }
     server.stop().await;
+}
+
+/// What a client that went away left behind is still in memory until it is appended, so it still counts.
+#[tokio::test]
+async fn an_abandoned_ingest_keeps_its_room_until_it_is_appended() {
+    let mut narrow = settings();
+    narrow.limits.ingests_bytes_max = 0;
+    narrow.limits.queue_timeout = std::time::Duration::from_millis(300);
+    let (server, store) = Server::with(narrow).await;
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(br#"{"changes":[]}"#).expect("packed");
+    let packed = encoder.finish().expect("packed");
+    // Packed, a request may need all the room that there is for one.
+    let send = || {
+        let request = server.client.post(format!("{}/sources/push/changes", server.base)).body(packed.clone());
+        request.header("content-type", "application/json").header("content-encoding", "gzip")
+    };
+    store.is_slow.store(true, Ordering::Relaxed);
+
+    let abandoned = send().timeout(std::time::Duration::from_secs(3)).send().await;
+    assert!(abandoned.is_err_and(|error| error.is_timeout()));
+    let next = send().timeout(std::time::Duration::from_secs(20)).send().await.expect("an answer, though a refusal");
+    assert_eq!(next.status(), 503);
+
+    store.is_slow.store(false, Ordering::Relaxed);
+    for _ in 0..300 {
+        if send().send().await.expect("an answer").status() == 200 {
+            return server.stop().await;
+        }
+    }
+    panic!("the room was never given back");
 }

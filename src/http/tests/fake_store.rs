@@ -20,6 +20,8 @@ pub(super) struct FakeStore {
     /// Reads of events, however they were asked for.
     pub(super) reads: AtomicUsize,
     pub(super) is_away: AtomicBool,
+    /// Appends wait while this is set.
+    pub(super) is_slow: AtomicBool,
     /// What was commanded.
     pub(super) commands: Mutex<Vec<(String, SinkCommand)>>,
 }
@@ -46,6 +48,7 @@ impl FakeStore {
             watch: watch::Sender::new(state),
             reads: AtomicUsize::new(0),
             is_away: AtomicBool::new(false),
+            is_slow: AtomicBool::new(false),
             commands: Mutex::default(),
         }
     }
@@ -141,6 +144,9 @@ fn within<'a>(entries: impl Iterator<Item = &'a Arc<LogEntry>>, limits: ReadLimi
 #[async_trait]
 impl EventLog for FakeStore {
     async fn append(&self, append: Append) -> Result<Appended, StoreError> {
+        while self.is_slow.load(Ordering::Relaxed) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         self.known()?;
         let mut log = self.log();
         let key = append.idempotency.as_ref().map(|known| format!("{} {}", append.source, known.key));
