@@ -14,7 +14,7 @@ use crate::store::{self, ClaimRequest, ConsumerKind, ReadLimits, Start, Store};
 use crate::telemetry::{ConsumerState, ConsumerStatus, StatusBoard};
 
 /// How long anything may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(240);
 
 /// A log of its own.
 #[derive(Clone)]

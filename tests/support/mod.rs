@@ -142,7 +142,7 @@ impl Daemon {
         .await
     }
 
-    /// Waits for a condition, at most two minutes; then fails with what never came and the daemon's log.
+    /// Waits for a condition, at most four minutes; then fails with what never came and the daemon's log.
     pub async fn wait_until(&self, what: &str, condition: impl AsyncFn() -> Result<bool>) -> Result<()> {
         let result = wait_until(what, condition).await;
         result.with_context(|| format!("the daemon's log ends:\n{}", self.log_tail()))
@@ -291,7 +291,7 @@ pub fn cli(arguments: &[&str]) -> Result<std::process::Output> {
     Command::new(BINARY).args(arguments).stdin(Stdio::null()).output().context("running the CLI")
 }
 
-/// Waits for a condition, at most two minutes.
+/// Waits for a condition, at most four minutes.
 pub async fn wait_until(what: &str, condition: impl AsyncFn() -> Result<bool>) -> Result<()> {
     let begin = Instant::now();
     loop {
@@ -299,7 +299,7 @@ pub async fn wait_until(what: &str, condition: impl AsyncFn() -> Result<bool>) -
         if matches!(last, Ok(true)) {
             return Ok(());
         }
-        if begin.elapsed() > Duration::from_secs(120) {
+        if begin.elapsed() > Duration::from_secs(240) {
             bail!("never came: {what}{}", last.err().map(|error| format!(" ({error:#})")).unwrap_or_default());
         }
         tokio::time::sleep(Duration::from_millis(25)).await;
