@@ -5,29 +5,38 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use catalog_bridge_api::Offset;
-use catalog_bridge_history::{check_dense, check_well_formed};
+use catalog_bridge_history::{Truth, check_dense, check_well_formed, live_state};
 
-use crate::support::{Daemon, Place, remove, stores, upsert};
+use crate::support::catalog::{self, Catalog};
+use crate::support::{Daemon, Place, catalog_database, remove, stores, upsert};
 
-const WRITERS: u64 = 16;
+const INGEST_WRITERS: u64 = 10;
+const CATALOG_WRITERS: u64 = 6;
 const READERS: usize = 8;
 
-/// Sixteen writers over ingest, eight readers that page and long-poll, on both stores.
+/// Sixteen writers over ingest and the catalog's database, eight readers that page and long-poll, on both stores.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_reader_misses_or_sees_late_an_event_while_sixteen_write() -> Result<()> {
     for store in stores().await? {
         let place = Place::new()?;
-        let daemon =
-            place.start(&format!("log: {}\nsources: {{ push: {{ ingest: {{}} }} }}\n", store.log(&place)?)).await?;
+        let catalog = Catalog::create(&catalog_database().await?).await?;
+        let config = format!(
+            "log: {}\nsources:\n  push: {{ ingest: {{}} }}\n  backstage: {{ backstage-db: {{ url: \"{}\" }} }}\n",
+            store.log(&place)?,
+            catalog.bridge_url()
+        );
+        let daemon = place.start(&config).await?;
         let done = AtomicBool::new(false);
 
-        let writers = futures::future::try_join_all((0..WRITERS).map(|writer| write(&daemon, writer)));
+        let pushing = futures::future::try_join_all((0..INGEST_WRITERS).map(|writer| write(&daemon, writer)));
+        let committing = futures::future::try_join_all((0..CATALOG_WRITERS).map(|writer| commit(&catalog, writer)));
         let readers = futures::future::try_join_all((0..READERS).map(|reader| follow(&daemon, reader, &done)));
         let (written, seen) = tokio::join!(
             async {
-                let written = writers.await;
+                let written = async { tokio::try_join!(pushing, committing).map(drop) }.await;
+                let settled = settle(&daemon, &catalog).await;
                 done.store(true, Ordering::SeqCst);
-                written
+                written.and(settled)
             },
             readers
         );
@@ -61,6 +70,31 @@ async fn write(daemon: &Daemon, writer: u64) -> Result<()> {
         daemon.ingest("push", &changes).await?;
     }
     Ok(())
+}
+
+/// Changes components of its own in the catalog's database, one transaction each, and removes some.
+async fn commit(catalog: &Catalog, writer: u64) -> Result<()> {
+    let mut connection = catalog.connect().await?;
+    for version in 0..40 {
+        let name = format!("stitched-{writer}-{}", version % 7);
+        catalog::put(&mut connection, &name, || version).await?;
+        if version % 9 == 8 {
+            catalog::remove(&mut connection, &name).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Waits until the log holds what the catalog holds.
+async fn settle(daemon: &Daemon, catalog: &Catalog) -> Result<()> {
+    let truth = catalog.truth().await?;
+    daemon
+        .wait_until("the log holds what the catalog holds", async || {
+            let mut state = live_state(Truth::new(), &daemon.events(Offset::ZERO).await?)?;
+            state.retain(|entity_ref, _| entity_ref.name().starts_with("stitched-"));
+            Ok(state == truth)
+        })
+        .await
 }
 
 /// Follows from the beginning until the writers are done and head is reached; returns the offsets in the order seen.
