@@ -6,7 +6,7 @@ use catalog_bridge_history::Truth;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
-const SCHEMA: &str = include_str!("catalog-schema.sql");
+const SCHEMA: &str = include_str!("../../src/source/backstage_db/testdata/catalog-4.0.5.sql");
 
 /// The role that the bridge uses: SELECT on what it reads, nothing else.
 const BRIDGE_ROLE: &str = "bridge_reader";
@@ -41,11 +41,6 @@ impl Catalog {
             .ok()
             .context("a URL with a user")?;
         Ok(Catalog { owner_url: owner_url.to_owned(), bridge_url: bridge_url.into() })
-    }
-
-    /// The same database at another address (restarted, copied).
-    pub fn at(owner_url: &str, bridge_url: &str) -> Self {
-        Catalog { owner_url: owner_url.to_owned(), bridge_url: bridge_url.to_owned() }
     }
 
     /// What goes into the bridge's config.
