@@ -1,0 +1,1 @@
+//! Whatever breaks in the outbox, every operation of the catalog still succeeds; the gap is reported and healed.

@@ -1,0 +1,1 @@
+//! What capture could not see is noticed, repaired by a reconcile, and counted.

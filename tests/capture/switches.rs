@@ -1,0 +1,1 @@
+//! The way of capture changes while the daemon runs: nothing is repeated, nothing lost.
