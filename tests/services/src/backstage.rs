@@ -248,16 +248,34 @@ impl Backstage {
     }
 
     /// Deletes the location of this target, with all entities that came by it.
+    ///
+    /// Backstage answers 500 when its own processing holds the entities just then (a deadlock that PostgreSQL resolves),
+    /// and it is not atomic: the location may be gone while its entities stay. So it is registered again and deleted again.
     pub async fn delete_location(&self, target: &str) -> Result<()> {
+        let mut attempts = 1;
+        loop {
+            let id = match self.find_location(target).await? {
+                Some(id) => id,
+                None if attempts == 1 => bail!("no location has the target {target}"),
+                None => self.register_location(target).await?,
+            };
+            let path = format!("/api/catalog/locations/{id}");
+            let (status, answer) = self.request(Method::DELETE, &path, None).await?;
+            if status.is_success() {
+                return Ok(());
+            }
+            ensure!(status.is_server_error() && attempts < 5, "deleting location {target}: {status} {answer}");
+            attempts += 1;
+            sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    async fn find_location(&self, target: &str) -> Result<Option<String>> {
         let (_, listed) = self.request(Method::GET, "/api/catalog/locations", None).await?;
         let mut locations = listed.as_array().context("Backstage lists no locations")?.iter().map(|item| &item["data"]);
         // By target: the first row is Backstage's own.
         let location = locations.find(|location| location["target"] == target);
-        let id = location.and_then(|location| location["id"].as_str());
-        let id = id.with_context(|| format!("no location has the target {target}"))?;
-        let (status, answer) = self.request(Method::DELETE, &format!("/api/catalog/locations/{id}"), None).await?;
-        ensure!(status.is_success(), "deleting location {target}: {status} {answer}");
-        Ok(())
+        Ok(location.and_then(|location| location["id"].as_str()).map(str::to_owned))
     }
 
     /// Calls Backstage's own API with the token; returns the status and the JSON body (null when there is none).
