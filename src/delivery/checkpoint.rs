@@ -100,6 +100,18 @@ impl Position {
         })
     }
 
+    /// The move back to what the destination still holds. A walk goes on from there.
+    pub(super) fn back_to(&self, kept: Offset) -> CheckpointMove {
+        CheckpointMove {
+            epoch: self.epoch,
+            generation: self.generation,
+            offset: kept,
+            walk: self.walk,
+            walk_removals_above: self.walk_removals_above,
+            connector_state: None,
+        }
+    }
+
     /// This move is stored; more may have come meanwhile.
     pub(super) fn written(&mut self, stored: &CheckpointMove, now: Instant) {
         self.offset = stored.offset;

@@ -360,6 +360,7 @@ impl<'worker> Owned<'worker> {
                 self.show_retrying(text);
                 Next::GiveUp(self.worker.settings.lease)
             }
+            ConnectorError::TailLost { kept, .. } => self.tail_lost(kept, text).await,
             ConnectorError::AheadOfLog { tail, .. } => self.ahead_of_log(tail, text, state).await,
         }
     }
@@ -437,6 +438,26 @@ impl<'worker> Owned<'worker> {
             Ok(_) => Next::Again,
             Err(error) => self.store_away(&error).await,
         }
+    }
+
+    /// The destination lost acknowledged events: goes back to what it holds. The generation stays, so what is delivered again
+    /// has the ids that consumers may have seen.
+    async fn tail_lost(&mut self, kept: Offset, text: String) -> Next {
+        let position = self.position.as_ref().expect("a row is adopted before anything else");
+        let before = position.prefix();
+        if kept >= before {
+            return self.back_off(text, None).await;
+        }
+        let back = position.back_to(kept);
+        let sink = self.worker.sink.name.as_str();
+        if let Err(error) = self.worker.tail.store().set_back(sink, &back).await {
+            return self.store_away(&error).await;
+        }
+        tracing::error!(sink, error = text, checkpoint = %before, %kept, "what the destination lost is delivered again");
+        self.reporter.tail_lost(before, kept);
+        // The row tells from where.
+        self.position = None;
+        Next::Again
     }
 
     /// The destination holds an offset of this log above the head that the claim named.

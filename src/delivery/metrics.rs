@@ -45,6 +45,7 @@ pub struct Metrics {
     skipped: Family<SinkLabel, Counter>,
     references: Family<SinkLabel, Counter>,
     panics: Family<SinkLabel, Counter>,
+    tail_losses: Family<SinkLabel, Counter>,
     lag_events: Family<SinkLabel, Gauge>,
     lag_seconds: Family<SinkLabel, Gauge>,
     checkpoint: Family<SinkLabel, Gauge>,
@@ -63,6 +64,7 @@ impl Metrics {
             skipped: Family::default(),
             references: Family::default(),
             panics: Family::default(),
+            tail_losses: Family::default(),
             lag_events: Family::default(),
             lag_seconds: Family::default(),
             checkpoint: Family::default(),
@@ -81,6 +83,11 @@ impl Metrics {
             ("skipped_events", "Events passed over with a record, because the destination refuses them", &self.skipped),
             ("references", "Oversize events sent as a reference", &self.references),
             ("panics", "Times that the sink's worker was restarted after a panic", &self.panics),
+            (
+                "tail_losses",
+                "Times that the destination lost acknowledged events and the checkpoint went back to what it holds",
+                &self.tail_losses,
+            ),
         ];
         for (name, help, family) in counters {
             registry.register(format!("catalog_bridge_sink_{name}"), help, family.clone());
@@ -111,6 +118,7 @@ impl Metrics {
             skipped: self.skipped.get_or_create(&label).clone(),
             references: self.references.get_or_create(&label).clone(),
             panics: self.panics.get_or_create(&label).clone(),
+            tail_losses: self.tail_losses.get_or_create(&label).clone(),
             lag_events: self.lag_events.get_or_create(&label).clone(),
             lag_seconds: self.lag_seconds.get_or_create(&label).clone(),
             checkpoint: self.checkpoint.get_or_create(&label).clone(),
@@ -142,6 +150,7 @@ pub(super) struct SinkMetrics {
     pub(super) skipped: Counter,
     pub(super) references: Counter,
     pub(super) panics: Counter,
+    pub(super) tail_losses: Counter,
     pub(super) lag_events: Gauge,
     pub(super) lag_seconds: Gauge,
     pub(super) checkpoint: Gauge,

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use catalog_bridge_api::{JsonText, Offset, SinkName};
 use chrono::{DateTime, Utc};
+use serde::Serialize;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -26,6 +27,15 @@ pub(super) struct Figures {
     pub(super) behind_since: Option<DateTime<Utc>>,
 }
 
+/// What a destination lost last, for as long as this process owns the sink.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct TailLoss {
+    at: DateTime<Utc>,
+    checkpoint: Offset,
+    kept: Offset,
+}
+
 /// Publishes one sink's state.
 #[derive(Debug)]
 pub(super) struct Reporter {
@@ -35,6 +45,7 @@ pub(super) struct Reporter {
     pub(super) metrics: SinkMetrics,
     state: ConsumerState,
     figures: Figures,
+    tail_loss: Option<TailLoss>,
     row: watch::Sender<Option<JsonText>>,
     row_written: Instant,
 }
@@ -48,6 +59,7 @@ impl Reporter {
             metrics,
             state: ConsumerState::Starting,
             figures: Figures::default(),
+            tail_loss: None,
             row: watch::Sender::new(None),
             row_written: Instant::now(),
         };
@@ -80,6 +92,14 @@ impl Reporter {
     pub(super) fn measure(&mut self, figures: Figures) {
         self.figures = figures;
         self.publish(self.row_written.elapsed() >= ROW_INTERVAL);
+    }
+
+    /// Shows that the destination lost what it had acknowledged between `kept` and the checkpoint.
+    pub(super) fn tail_lost(&mut self, checkpoint: Offset, kept: Offset) {
+        self.metrics.tail_losses.inc();
+        self.tail_loss = Some(TailLoss { at: Utc::now(), checkpoint, kept });
+        self.figures.checkpoint = kept;
+        self.publish(true);
     }
 
     fn log(&self, state: &ConsumerState) {
@@ -118,13 +138,20 @@ impl Reporter {
         self.metrics.in_flight.set(in_flight.try_into().unwrap_or(i64::MAX));
         self.metrics.show(&self.state);
         let is_owner = !matches!(self.state, ConsumerState::Standby { .. } | ConsumerState::Starting);
+        let mut detail = json!(null);
+        if is_owner {
+            detail = json!({ "inFlight": in_flight, "generation": generation });
+            if let Some(loss) = self.tail_loss {
+                detail["tailLost"] = json!(loss);
+            }
+        }
         let status = ConsumerStatus {
             state: self.state.clone(),
             protocol: self.protocol.to_owned(),
             checkpoint: is_owner.then_some(checkpoint),
             lag_events: is_owner.then_some(lag_events),
             lag_seconds: is_owner.then_some(lag_seconds),
-            detail: if is_owner { json!({ "inFlight": in_flight, "generation": generation }) } else { json!(null) },
+            detail,
             help: self.help(&self.state),
         };
         if also_row && is_owner {

@@ -1,8 +1,8 @@
 //! Decides what claims, saves and commands do to a row of `checkpoints`; the same for both stores.
 //!
 //! Keeps P9: each claim bumps the epoch, a lease is taken only when the store's clock is past expiry + flight, and who writes
-//! with another epoch or generation than the stored is fenced. Keeps P5: an offset never goes back, except by a rewind,
-//! which bumps the generation. Knows nothing of SQL; the row is locked around it and the store's clock is passed in.
+//! with another epoch or generation than the stored is fenced. Keeps P5: an offset goes back only by a rewind, which bumps
+//! the generation, or to what the destination itself says that it still holds. Knows nothing of SQL; the row is locked around it and the store's clock is passed in.
 
 use std::time::Duration;
 
@@ -119,8 +119,19 @@ impl Row {
         Ok(())
     }
 
-    /// Moves a sink's checkpoint.
+    /// Moves a sink's checkpoint forward.
     pub(super) fn save(&mut self, to: &CheckpointMove, now: DateTime<Utc>) -> Result<(), StoreError> {
+        let offset = self.checkpoint.offset.max(to.offset);
+        self.move_to(offset, to, now)
+    }
+
+    /// Moves a sink's checkpoint back. Below `oldest` the next read says so, and the sink is expired.
+    pub(super) fn set_back(&mut self, to: &CheckpointMove, now: DateTime<Utc>) -> Result<(), StoreError> {
+        let offset = self.checkpoint.offset.min(to.offset);
+        self.move_to(offset, to, now)
+    }
+
+    fn move_to(&mut self, offset: Offset, to: &CheckpointMove, now: DateTime<Utc>) -> Result<(), StoreError> {
         self.check_epoch(to.epoch)?;
         if self.checkpoint.generation != to.generation {
             return Err(StoreError::Fenced(format!(
@@ -140,7 +151,7 @@ impl Row {
             }
             self.checkpoint.connector_state = Some(state.clone());
         }
-        self.checkpoint.offset = self.checkpoint.offset.max(to.offset);
+        self.checkpoint.offset = offset;
         self.checkpoint.walk = to.walk;
         self.checkpoint.walk_removals_above = to.walk.and(to.walk_removals_above);
         self.checkpoint.updated_at = now;

@@ -609,6 +609,9 @@ pub trait Checkpoints: Send + Sync {
     /// Moves a sink's checkpoint by compare-and-set on (epoch, generation); `Fenced` when either moved on.
     async fn save(&self, sink: &str, to: &CheckpointMove) -> Result<(), StoreError>;
 
+    /// Moves a sink's checkpoint back to what its destination still holds; compared as in `save`, and never forward.
+    async fn set_back(&self, sink: &str, to: &CheckpointMove) -> Result<(), StoreError>;
+
     /// Publishes the owner's state for other replicas' status; compared by epoch.
     async fn save_status(
         &self,

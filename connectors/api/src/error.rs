@@ -56,6 +56,18 @@ pub enum ConnectorError {
         /// What was seen and expected.
         reason: String,
     },
+    /// The destination lost what it had acknowledged (a power failure before its disk was flushed, an unclean election). The
+    /// driver moves the checkpoint back to `kept`, within the generation, so that what is lost is delivered again with its
+    /// ids. Only for a destination that tells what of ours is left, and only when something is; otherwise `Diverged`.
+    #[error("{endpoint} lost acknowledged events after offset {kept}: {reason}")]
+    TailLost {
+        /// Where.
+        endpoint: String,
+        /// Everything up to here is still there; below the claim's checkpoint.
+        kept: Offset,
+        /// How that was seen.
+        reason: String,
+    },
     /// The destination's tail carries our log id and an offset above head: the store was restored to an older state. The
     /// driver asks the store; if its head is still below, the log gets a new id (DESIGN section 4, Restores).
     #[error("{endpoint} holds offset {tail} of this log, above its head")]

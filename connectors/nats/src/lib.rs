@@ -24,7 +24,7 @@ use catalog_bridge_api::{
 
 use crate::connection::Connection;
 use crate::session::NatsSession;
-use crate::tail::{Divergence, Mark};
+use crate::tail::{Mark, Trouble};
 
 pub use crate::config::{Config, Tls};
 
@@ -123,9 +123,12 @@ impl Connector for NatsConnector {
         let is_accepted = self.told() == Some(claim.epoch);
         let start = match connection.within(tail::search(&connection, &stream, &claim, is_accepted)).await? {
             Ok(start) => start,
-            Err(Divergence { reason }) => {
+            Err(Trouble::Diverged { reason }) => {
                 self.tell(Some(claim.epoch));
                 return Err(ConnectorError::Diverged { endpoint: self.config.endpoint(), reason });
+            }
+            Err(Trouble::Lost { kept, reason }) => {
+                return Err(ConnectorError::TailLost { endpoint: self.config.endpoint(), kept, reason });
             }
         };
         if let Some(tail) = start.stored.filter(|tail| *tail > claim.head) {

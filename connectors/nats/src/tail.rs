@@ -51,10 +51,13 @@ pub(crate) struct Start {
     pub(crate) stored: Option<Offset>,
 }
 
-/// What somebody has to decide.
+/// Why no session begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Divergence {
-    pub(crate) reason: String,
+pub(crate) enum Trouble {
+    /// Somebody has to decide.
+    Diverged { reason: String },
+    /// Acknowledged messages are gone, and everything up to `kept` is there.
+    Lost { kept: Offset, reason: String },
 }
 
 /// Whose a message is.
@@ -74,7 +77,7 @@ pub(crate) async fn search(
     stream: &Stream,
     claim: &Claim,
     is_accepted: bool,
-) -> Result<Result<Start, Divergence>, ConnectorError> {
+) -> Result<Result<Start, Trouble>, ConnectorError> {
     let info = stream.cached_info();
     let last = info.state.last_sequence;
     let known = Mark::known(claim, &info.config.name);
@@ -99,9 +102,9 @@ pub(crate) async fn search(
     let is_counted_on = known.is_of(claim);
     if is_counted_on
         && !is_accepted
-        && let Some(reason) = reader.loss(known, &start.mark).await?
+        && let Some(trouble) = reader.loss(known, &start.mark).await?
     {
-        return Ok(Err(Divergence { reason }));
+        return Ok(Err(trouble));
     }
     let is_same_stream = known.created == start.mark.created && known.sequence <= last;
     let from = if is_same_stream { known.sequence } else { 0 };
@@ -114,7 +117,7 @@ pub(crate) async fn search(
             "somebody else wrote message {sequence}, and this sink must be the stream's only writer; nothing was lost. Keep \
              others away, then resume to go on after it"
         );
-        return Ok(Err(Divergence { reason }));
+        return Ok(Err(Trouble::Diverged { reason }));
     }
     match suffix.newest {
         Some((sequence, offset)) => start.found(Some((sequence, offset))),
@@ -179,40 +182,24 @@ impl Reader<'_> {
     }
 
     /// Whether the stream lost what this sink had in it: its last sequence went back, it was created again, or another message
-    /// sits where ours was.
-    async fn loss(&self, known: &Mark, current: &Mark) -> Result<Option<String>, ConnectorError> {
-        let sink = &self.claim.sink;
-        let command = |to: &str| format!("`catalog-bridge sinks rewind {sink} --to {to}` delivers it again");
+    /// sits where ours was. With something of ours at its end the sink can go back to that.
+    async fn loss(&self, known: &Mark, current: &Mark) -> Result<Option<Trouble>, ConnectorError> {
+        let command = format!("`catalog-bridge sinks rewind {} --to snapshot` delivers it again", self.claim.sink);
         if known.created != current.created {
-            let reason = format!(
-                "the stream was created anew at {}; what it held is gone: {}",
-                current.created,
-                command("snapshot")
-            );
-            return Ok(Some(reason));
+            let reason = format!("the stream was created anew at {}; what it held is gone: {command}", current.created);
+            return Ok(Some(Trouble::Diverged { reason }));
         }
         if current.sequence < known.sequence {
             let suffix = self.suffix(0, current.sequence).await?;
-            let kept = suffix.newest.map_or(Offset::ZERO, |(_, offset)| offset);
-            if kept >= self.claim.checkpoint {
-                return Ok(None);
-            }
-            let (was, is) = (known.sequence, current.sequence);
-            tracing::error!(
-                stream = known.stream,
-                sequence_before = was,
-                sequence_now = is,
-                last_offset = %kept,
-                checkpoint = %self.claim.checkpoint,
-                "the stream lost messages that it had acknowledged"
-            );
-            let to = if suffix.newest.is_some() { kept.to_string() } else { "snapshot".to_owned() };
-            let reason = format!(
-                "the stream lost acknowledged messages (its last sequence went back from {was} to {is}, the last event there is \
-                 {kept}): {}",
-                command(&to)
-            );
-            return Ok(Some(reason));
+            let went_back = format!("its last sequence went back from {} to {}", known.sequence, current.sequence);
+            return Ok(match suffix.newest {
+                Some((_, kept)) if kept >= self.claim.checkpoint => None,
+                Some((_, kept)) => Some(Trouble::Lost { kept, reason: went_back }),
+                None => {
+                    let reason = format!("{went_back}, and nothing of this sink is at its end: {command}");
+                    Some(Trouble::Diverged { reason })
+                }
+            });
         }
         let Some(offset) = known.offset else { return Ok(None) };
         match self.read(known.sequence).await? {
@@ -220,10 +207,9 @@ impl Reader<'_> {
                 let sequence = known.sequence;
                 let reason = format!(
                     "message {sequence} should be event {offset} and is another: the stream lost acknowledged messages and was \
-                     written to afterwards: {}",
-                    command("snapshot")
+                     written to afterwards: {command}"
                 );
-                Ok(Some(reason))
+                Ok(Some(Trouble::Diverged { reason }))
             }
             _ => Ok(None),
         }

@@ -36,6 +36,7 @@ pub(super) enum Fault {
     Diverged,
     Fenced,
     AheadOfLog(u64),
+    TailLost(u64),
 }
 
 impl Fault {
@@ -46,6 +47,9 @@ impl Fault {
             Fault::Misconfigured => ConnectorError::misconfigured(endpoint, "no such topic"),
             Fault::Diverged => ConnectorError::Diverged { endpoint, reason: "a foreign message".to_owned() },
             Fault::Fenced => ConnectorError::Fenced { endpoint, reason: "a newer producer".to_owned() },
+            Fault::TailLost(kept) => {
+                ConnectorError::TailLost { endpoint, kept: (*kept).into(), reason: "scripted".to_owned() }
+            }
             Fault::AheadOfLog(tail) => ConnectorError::AheadOfLog { endpoint, tail: (*tail).into() },
         }
     }

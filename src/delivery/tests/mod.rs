@@ -448,6 +448,69 @@ async fn a_diverged_destination_waits_for_an_operator() {
     assert_eq!(broker.offsets(), [1, 2, 3, 4, 5]);
 }
 
+/// Promise P8: what a destination lost is delivered again by itself, under the ids that consumers may have seen, and told.
+#[tokio::test]
+async fn a_lost_tail_is_delivered_again_from_what_is_left() {
+    let bench = Bench::new().await;
+    let broker = Broker::new(|session| match session {
+        1 => Behaviour::Unopened(Fault::TailLost(6)),
+        _ => Behaviour::Works,
+    });
+    bench.upsert(numbered(10, 10), "a").await;
+    let delivery = bench.start(vec![sink(&broker)]);
+    bench.wait_for_checkpoint("orders", 10).await;
+    delivery.stop().await;
+    broker.stored().messages.truncate(6);
+
+    let delivery = bench.start(vec![sink(&broker)]);
+    wait_until("the checkpoint went back and came again", async || broker.offsets().len() == 10).await;
+    bench.wait_for_checkpoint("orders", 10).await;
+    let status = bench.board.get(ConsumerKind::Sink, "orders").expect("shown");
+    delivery.stop().await;
+
+    assert_eq!(broker.offsets(), (1..=10).collect::<Vec<_>>());
+    assert!(broker.stored().messages.iter().all(|message| message.generation == 1), "the ids are the same");
+    assert_eq!((&status.detail["tailLost"]["checkpoint"], &status.detail["tailLost"]["kept"]), (&10.into(), &6.into()));
+    let checkpoints: Vec<u64> = broker.stored().claims.iter().map(|claim| claim.checkpoint.get()).collect();
+    assert_eq!(checkpoints, [0, 10, 6]);
+}
+
+/// DESIGN section 4: retention took what would have to be delivered again, so only a walk can.
+#[tokio::test]
+async fn a_tail_lost_below_oldest_waits_for_a_snapshot() {
+    let bench = Bench::new().await;
+    let broker = Broker::new(|session| match session {
+        1 => Behaviour::Unopened(Fault::TailLost(2)),
+        _ => Behaviour::Works,
+    });
+    bench.upsert(numbered(10, 2), "a").await;
+    bench.remove("e1").await;
+    let delivery = bench.start(vec![sink(&broker)]);
+    bench.wait_for_checkpoint("orders", 11).await;
+    delivery.stop().await;
+    broker.stored().messages.truncate(2);
+    let policy = crate::store::RetentionPolicy {
+        age: Duration::ZERO,
+        bytes: u64::MAX,
+        events: None,
+        removals: Duration::from_secs(3_600),
+    };
+    let kept = bench.store.retain(&policy).await.expect("retained");
+    assert!(kept.oldest > 2.into(), "{kept:?}");
+
+    let delivery = bench.start(vec![sink(&broker)]);
+    bench.wait_for_state("orders", "expired", |state| *state == ConsumerState::Expired).await;
+    let help = bench.board.get(ConsumerKind::Sink, "orders").expect("shown").help;
+    assert_eq!(help, ["catalog-bridge sinks rewind orders --to snapshot"]);
+    assert_eq!(broker.offsets(), [1, 2], "nothing is sent over a hole");
+    bench.command(SinkCommand::RewindToSnapshot).await;
+    bench.wait_for_checkpoint("orders", 11).await;
+    delivery.stop().await;
+
+    // The last of `e0`, and the removal that was lost.
+    assert_eq!(broker.offsets()[2..], [9, 11]);
+}
+
 /// DESIGN section 4, restores: a destination that is ahead of the log proves that the log was restored.
 #[tokio::test]
 async fn a_destination_ahead_of_the_log_gives_the_log_a_new_id() {

@@ -346,6 +346,10 @@ impl Checkpoints for FakeStore {
         unreachable!("no route saves")
     }
 
+    async fn set_back(&self, _: &str, _: &CheckpointMove) -> Result<(), StoreError> {
+        unreachable!("no route saves")
+    }
+
     async fn save_status(
         &self,
         _: ConsumerKind,

@@ -147,6 +147,11 @@ impl Checkpoints for PostgresStore {
         Ok(())
     }
 
+    async fn set_back(&self, sink: &str, to: &CheckpointMove) -> Result<(), StoreError> {
+        self.change("set a checkpoint back", ConsumerKind::Sink, sink, |row, now| row.set_back(to, now)).await?;
+        Ok(())
+    }
+
     async fn save_status(
         &self,
         kind: ConsumerKind,

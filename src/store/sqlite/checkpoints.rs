@@ -136,6 +136,11 @@ impl Checkpoints for SqliteStore {
         Ok(())
     }
 
+    async fn set_back(&self, sink: &str, to: &CheckpointMove) -> Result<(), StoreError> {
+        self.change("set a checkpoint back", ConsumerKind::Sink, sink, |row, now| row.set_back(to, now)).await?;
+        Ok(())
+    }
+
     async fn save_status(
         &self,
         kind: ConsumerKind,

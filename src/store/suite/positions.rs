@@ -22,6 +22,8 @@ on_both_stores! {
     a_start_below_oldest_is_expired,
     /// P5.
     a_checkpoint_never_goes_back,
+    /// P6.
+    a_checkpoint_is_set_back_by_its_owner_only,
     /// P5.
     a_rewind_fences_the_owner_and_begins_a_generation,
     a_rewind_that_makes_no_sense_is_refused,
@@ -227,6 +229,25 @@ async fn a_checkpoint_never_goes_back(store: Subject) {
     store.save(&to(&row, 3)).await.expect("saved");
 
     assert_eq!(store.row().await.offset, 5.into());
+}
+
+async fn a_checkpoint_is_set_back_by_its_owner_only(store: Subject) {
+    store.append(vec![upsert("a", "1"), upsert("b", "1"), upsert("c", "1")]).await;
+    let row = store.owned(&request("owner", NONE, NONE)).await;
+    store.save(&to(&row, 3)).await.expect("saved");
+    let set_back = async |to: CheckpointMove| store.store().set_back("sink", &to).await;
+
+    set_back(to(&row, 1)).await.expect("set back");
+    let back = store.row().await;
+    set_back(to(&row, 2)).await.expect("never forward");
+    let same = store.row().await;
+    let next = store.owned(&request("other", LONG, NONE)).await;
+    assert_fenced(set_back(to(&row, 0)).await);
+    assert_fenced(set_back(CheckpointMove { generation: row.generation + 1, ..to(&next, 0) }).await);
+
+    assert_eq!((back.offset, back.generation), (1.into(), row.generation));
+    assert_eq!(same.offset, 1.into());
+    assert_eq!(store.row().await.offset, 1.into());
 }
 
 async fn a_rewind_fences_the_owner_and_begins_a_generation(store: Subject) {

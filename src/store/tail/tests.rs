@@ -417,6 +417,10 @@ impl Checkpoints for Fake {
         unreachable!("the tail only reads")
     }
 
+    async fn set_back(&self, _: &str, _: &CheckpointMove) -> Result<(), StoreError> {
+        unreachable!("the tail only reads")
+    }
+
     async fn save_status(&self, _: ConsumerKind, _: &str, _: u64, _: &JsonText) -> Result<(), StoreError> {
         unreachable!("the tail only reads")
     }

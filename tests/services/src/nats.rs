@@ -1,6 +1,11 @@
 //! NATS with JetStream, one server or a cluster of three, built by the Go toolchain.
 
-use std::{fs, path::PathBuf, process::Command, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use tokio::process::Command as InstallCommand;
@@ -14,6 +19,9 @@ use crate::{
 };
 
 const VERSION: &str = "v2.15.2";
+/// Where a server keeps its streams, in its directory, and their copy.
+const DATA: &str = "jetstream";
+const KEPT: &str = "kept";
 
 /// How NATS is started.
 #[derive(Clone, Debug)]
@@ -92,7 +100,7 @@ impl Nats {
                 index + 1,
                 at(&ports.client),
                 at(&ports.monitoring),
-                directory.join("jetstream").display().to_string(),
+                directory.join(DATA).display().to_string(),
                 if options.sync_always { ", sync_interval: always" } else { "" },
             );
             if options.nodes > 1 {
@@ -165,6 +173,33 @@ impl Nats {
         }
         Ok(())
     }
+
+    /// Keeps a copy of all data as it is now; the servers stop and start for it.
+    pub async fn keep_data(&mut self) -> Result<()> {
+        self.stop().await?;
+        for node in &self.nodes {
+            let directory = node.server.directory();
+            copy(&directory.join(DATA), &directory.join(KEPT)).await?;
+        }
+        self.start_again().await
+    }
+
+    /// Goes back to the data that [`keep_data`](Self::keep_data) kept: what was acknowledged since is gone, as after a power
+    /// failure between two flushes of the disk.
+    pub async fn lose_data(&mut self) -> Result<()> {
+        self.kill9().await?;
+        for node in &self.nodes {
+            let directory = node.server.directory();
+            let data = directory.join(DATA);
+            fs::remove_dir_all(&data).with_context(|| format!("removing {}", data.display()))?;
+            copy(&directory.join(KEPT), &data).await?;
+        }
+        self.start_again().await
+    }
+}
+
+async fn copy(from: &Path, to: &Path) -> Result<()> {
+    cache::run(InstallCommand::new("cp").arg("-a").arg(from).arg(to)).await.map(drop)
 }
 
 impl Ports {

@@ -1,8 +1,5 @@
 //! The tail: what is not repeated, what others wrote, what was lost (promises P6 and P8).
 
-use std::path::Path;
-use std::process::Command;
-
 use anyhow::{Context, Result, ensure};
 use async_nats::jetstream::stream;
 use catalog_bridge_api::{Claim, Connector, ConnectorError, Message};
@@ -164,15 +161,10 @@ async fn a_tail_above_the_head_means_a_restored_log() -> Result<()> {
     Ok(())
 }
 
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    let status = Command::new("cp").arg("-a").arg(from).arg(to).status()?;
-    ensure!(status.success(), "cp failed");
-    Ok(())
-}
-
-/// P8: a server that comes back without what it had acknowledged (a power failure) is told with the command that heals it.
+/// P6 and P8: a server that comes back without what it had acknowledged (a power failure) is told, with the event to go back
+/// to; from there the lost ones are sent again under their ids, and nothing that is there is repeated.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lost_tail_is_told_and_a_rewind_heals_it() -> Result<()> {
+async fn a_lost_tail_is_told_and_sent_again() -> Result<()> {
     let mut nats = server::own().await?;
     let url = nats.url();
     let stream = server::create(&url, "lost").await?;
@@ -181,29 +173,42 @@ async fn a_lost_tail_is_told_and_a_rewind_heals_it() -> Result<()> {
     let running = deliver(&*connector, claim(0, None), first).await?;
     let state = running.state.clone();
     running.finish().await?;
-    nats.stop().await?;
-    let directory = nats.node(1).directory().to_owned();
-    let (data, saved) = (directory.join("jetstream"), directory.join("saved"));
-    copy(&data, &saved)?;
-    nats.start_again().await?;
+    nats.keep_data().await?;
     let second = (51..=80).map(|offset| message(offset, 10)).collect();
     let running = deliver(&*connector, claim(50, state), second).await?;
     let state: Option<Value> = running.state.clone();
     running.finish().await?;
-    nats.kill9().await?;
-    std::fs::remove_dir_all(&data)?;
-    std::fs::rename(&saved, &data)?;
-    nats.start_again().await?;
+    nats.lose_data().await?;
 
-    let reason = diverged(&*connector, claim(80, state.clone())).await?;
-    assert!(reason.contains("sinks rewind platform --to 50"), "{reason}");
-    let mut rewound = claim(50, state);
-    (rewound.generation, rewound.epoch) = (2, 2);
-    let again = (51..=90).map(|offset| message_of(2, offset)).collect();
-    deliver(&*connector, rewound, again).await?.finish().await?;
+    let lost = connector.open(claim(80, state.clone())).await.err().context("opened")?;
+    // As the driver does: back to what is there, in the same generation and with the state of before.
+    let again = (51..=90).map(|offset| message(offset, 10)).collect();
+    deliver(&*connector, claim(50, state), again).await?.finish().await?;
 
+    assert!(matches!(lost, ConnectorError::TailLost { kept, .. } if kept == 50.into()), "{lost}");
+    assert!(lost.to_string().contains("went back from 80 to 50"), "{lost}");
     let held = server::offsets(&server::read(&url, &stream).await?);
     assert_eq!(held, (1..=90).collect::<Vec<_>>());
+    Ok(())
+}
+
+/// P8: with nothing of this generation left there is no event to go back to, so an operator decides.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tail_lost_to_the_last_message_is_the_operators() -> Result<()> {
+    let mut nats = server::own().await?;
+    let url = nats.url();
+    let stream = server::create(&url, "all-lost").await?;
+    let connector = connector(&url, &stream, json!({}));
+    nats.keep_data().await?;
+    let messages = (1..=30).map(|offset| message(offset, 10)).collect();
+    let running = deliver(&*connector, claim(0, None), messages).await?;
+    let state = running.state.clone();
+    running.finish().await?;
+    nats.lose_data().await?;
+
+    let reason = diverged(&*connector, claim(30, state)).await?;
+
+    assert!(reason.contains("sinks rewind platform --to snapshot"), "{reason}");
     Ok(())
 }
 
