@@ -1,13 +1,54 @@
 //! How often to look. Time is passed in.
 //!
-//! Keeps P10: what costs the catalog's database time is repeated so seldom that it takes less than a hundredth of a core.
+//! Keeps P10: what costs the catalog's database time is repeated so seldom that it takes less than a hundredth of a core. The
+//! cost is the server's own, so that neither a slow network nor a starved client delays the finding of a removal.
 
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 /// A look costs at most one part in so many of a core.
 const SHARE: u32 = 100;
 /// Longest pause after looks that were in vain.
 const PAUSE_MAX: Duration = Duration::from_secs(60 * 60);
+
+/// So many measures of a kind of look are remembered.
+const MEASURES: usize = 8;
+/// The first ones of a kind are taken for nothing: one alone may be mostly a wait for a processor.
+const MEASURES_FREE: usize = 2;
+
+/// What looks cost the database.
+///
+/// A server tells how long it took, not how long it computed: it may have waited for a processor, and such waits only ever
+/// add. So the cost of a row is the least of the last few measures of that kind of look.
+#[derive(Debug, Default)]
+pub(super) struct Meter {
+    recent: HashMap<&'static str, VecDeque<f64>>,
+    spent: Duration,
+}
+
+impl Meter {
+    /// A look of this kind over so many rows took so long by the server's clock; returns what it cost.
+    pub(super) fn note(&mut self, kind: &'static str, rows: u64, took: Duration) -> Duration {
+        let rows = rows.max(1) as f64;
+        let recent = self.recent.entry(kind).or_default();
+        recent.push_back(took.as_secs_f64() / rows);
+        if recent.len() <= MEASURES_FREE {
+            return Duration::ZERO;
+        }
+        if recent.len() > MEASURES {
+            recent.pop_front();
+        }
+        let least = recent.iter().copied().fold(f64::INFINITY, f64::min);
+        let cost = Duration::try_from_secs_f64(least * rows).unwrap_or(took);
+        self.spent += cost;
+        cost
+    }
+
+    /// The cost of all looks since this was asked last.
+    pub(super) fn take_spent(&mut self) -> Duration {
+        std::mem::take(&mut self.spent)
+    }
+}
 
 /// When the next of a kind of look is due: after its interval, after a hundred times what the last one cost, and after
 /// twice as long for each one in a row that was in vain.
@@ -98,6 +139,32 @@ impl Poll {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn waits_for_a_processor_do_not_count_as_cost() {
+        let mut meter = Meter::default();
+        let took = [900, 5, 4, 800, 6, 2_000].map(Duration::from_millis);
+
+        let costs = took.map(|took| meter.note("count", 1_000, took).as_millis());
+
+        assert_eq!(costs, [0, 0, 4, 4, 4, 4]);
+        assert_eq!(meter.take_spent().as_millis(), 16);
+        assert_eq!(meter.take_spent(), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_growing_table_costs_more_at_once() {
+        let mut meter = Meter::default();
+        for _ in 0..20 {
+            meter.note("count", 1_000, Duration::from_millis(4));
+        }
+        assert_eq!(meter.note("count", 10_000, Duration::from_millis(40)).as_millis(), 40);
+        // Rows that became dearer count as soon as the cheap ones are forgotten.
+        for _ in 0..MEASURES {
+            meter.note("count", 10_000, Duration::from_millis(400));
+        }
+        assert_eq!(meter.note("count", 10_000, Duration::from_millis(400)).as_millis(), 400);
+    }
 
     #[test]
     fn a_look_takes_less_than_a_hundredth_of_a_core() {

@@ -9,7 +9,7 @@ use crate::source::owner::SourceError;
 
 /// By key range in the column's own collation, which is the one that its index has. No order of ours is compared with it.
 const KEYS: &str = "\
-select entity_ref::text, entity_id::text, hash::text
+select entity_ref::text, entity_id::text, hash::text, clock_timestamp() - statement_timestamp()
 from final_entities
 where ($1::text is null or entity_ref > $1) and final_entity is not null
 order by entity_ref
@@ -18,7 +18,7 @@ limit $2";
 /// Without the rows that come by pages: those numbered after a generation. A number above the counter, which a person has
 /// set back, comes by no page.
 const KEYS_UP_TO: &str = "\
-select entity_ref::text, entity_id::text, hash::text
+select entity_ref::text, entity_id::text, hash::text, clock_timestamp() - statement_timestamp()
 from final_entities
 where ($1::text is null or entity_ref > $1) and final_entity is not null
   and (generation is null or generation <= $3 or generation > $4)
@@ -34,7 +34,7 @@ limit $3";
 
 /// A collation may hold different texts for equal, so the answer is compared byte by byte by the caller.
 const PRESENT: &str = "\
-select entity_ref::text
+select coalesce(array_agg(entity_ref::text), '{}'), clock_timestamp() - statement_timestamp()
 from final_entities
 where entity_ref = any($1) and final_entity is not null";
 
@@ -60,6 +60,9 @@ impl Catalog {
         };
         let rows = self.all("compare entities", query).await?;
         self.commit().await?;
+        if let Some(last) = rows.last() {
+            self.note(KEYS, rows.len() as i64, last, 3)?;
+        }
         rows.iter().map(|row| self.key(row)).collect()
     }
 
@@ -81,9 +84,10 @@ impl Catalog {
     /// Which of these refs the catalog holds, byte for byte.
     pub(crate) async fn present(&mut self, refs: &[&str]) -> Result<HashSet<String>, SourceError> {
         self.begin().await?;
-        let rows = self.all("look refs up", sqlx::query(PRESENT).bind(refs)).await?;
+        let row = self.one("look refs up", sqlx::query(PRESENT).bind(refs)).await?;
         self.commit().await?;
-        rows.iter().map(|row| self.get(row, 0)).collect()
+        self.note(PRESENT, refs.len() as i64, &row, 1)?;
+        Ok(self.get::<Vec<String>>(&row, 0)?.into_iter().collect())
     }
 
     fn key(&self, row: &PgRow) -> Result<Key, SourceError> {

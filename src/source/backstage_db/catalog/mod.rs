@@ -16,13 +16,15 @@ pub(super) use self::page::PageLimits;
 pub(super) use self::rows::{Body, Row};
 
 use std::future::Future;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use sqlx::postgres::types::PgInterval;
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Postgres, Row as _};
 
 use super::incarnation::Identity;
+use super::pace::Meter;
 use super::position::Way;
 use super::quote;
 use super::settings::Settings;
@@ -42,7 +44,7 @@ pub(super) struct Catalog {
     begin: String,
     way: Way,
     expected: Option<Identity>,
-    spent: Duration,
+    meter: Meter,
 }
 
 impl Catalog {
@@ -73,7 +75,7 @@ impl Catalog {
             begin_bare,
             way: Way::Reconcile,
             expected: None,
-            spent: Duration::ZERO,
+            meter: Meter::default(),
         })
     }
 
@@ -107,9 +109,9 @@ impl Catalog {
         self.expected = Some(identity);
     }
 
-    /// What the statements took since this was asked last: what they cost the database, at most.
+    /// What the repeated looks cost the database since this was asked last.
     pub(super) fn take_spent(&mut self) -> Duration {
-        std::mem::take(&mut self.spent)
+        self.meter.take_spent()
     }
 
     /// Identity and counter now, in one round trip.
@@ -133,7 +135,7 @@ impl Catalog {
     async fn identify(&mut self, text: String) -> Result<(Identity, Option<i64>), SourceError> {
         let action = "look at the catalog";
         let work = sqlx::raw_sql(AssertSqlSafe(text)).fetch_all(&mut self.connection);
-        let rows = timed(work, &mut self.spent, self.timeout, action, &self.endpoint).await?;
+        let rows = timed(work, self.timeout, action, &self.endpoint).await?;
         let row = rows.first().ok_or_else(|| SourceError::Reopen("the catalog gave no answer".to_owned()))?;
         let counter: Option<String> = self.get(row, 3)?;
         let identity = Identity {
@@ -156,7 +158,7 @@ impl Catalog {
 
     async fn send(&mut self, action: &'static str, text: String) -> Result<(), SourceError> {
         let work = self.connection.execute(sqlx::raw_sql(AssertSqlSafe(text)));
-        timed(work, &mut self.spent, self.timeout, action, &self.endpoint).await.map(|_| ())
+        timed(work, self.timeout, action, &self.endpoint).await.map(|_| ())
     }
 
     async fn all(
@@ -165,7 +167,7 @@ impl Catalog {
         query: Query<'_, Postgres, PgArguments>,
     ) -> Result<Vec<PgRow>, SourceError> {
         let work = query.persistent(false).fetch_all(&mut self.connection);
-        timed(work, &mut self.spent, self.timeout, action, &self.endpoint).await
+        timed(work, self.timeout, action, &self.endpoint).await
     }
 
     async fn one(
@@ -174,7 +176,7 @@ impl Catalog {
         query: Query<'_, Postgres, PgArguments>,
     ) -> Result<PgRow, SourceError> {
         let work = query.persistent(false).fetch_one(&mut self.connection);
-        timed(work, &mut self.spent, self.timeout, action, &self.endpoint).await
+        timed(work, self.timeout, action, &self.endpoint).await
     }
 
     /// One text that the server may refuse, in a transaction of its own.
@@ -192,6 +194,13 @@ impl Catalog {
         Ok(answer)
     }
 
+    /// Counts what the server says it worked on a look over so many rows; returns what that cost it.
+    fn note(&mut self, look: &'static str, rows: i64, row: &PgRow, column: usize) -> Result<Duration, SourceError> {
+        let worked: PgInterval = self.get(row, column)?;
+        let worked = Duration::from_micros(u64::try_from(worked.microseconds).unwrap_or_default());
+        Ok(self.meter.note(look, u64::try_from(rows).unwrap_or_default(), worked))
+    }
+
     fn get<'r, T: sqlx::Decode<'r, Postgres> + sqlx::Type<Postgres>>(
         &self,
         row: &'r PgRow,
@@ -204,15 +213,11 @@ impl Catalog {
 /// A server that was stopped still completes connects and takes bytes: the client must not wait for it for ever.
 async fn timed<T>(
     work: impl Future<Output = Result<T, sqlx::Error>>,
-    spent: &mut Duration,
     timeout: Duration,
     action: &'static str,
     endpoint: &str,
 ) -> Result<T, SourceError> {
-    let started = Instant::now();
-    let answer = tokio::time::timeout(timeout, work).await;
-    *spent += started.elapsed();
-    match answer {
+    match tokio::time::timeout(timeout, work).await {
         Err(_) => Err(timed_out(action, endpoint, timeout)),
         Ok(answer) => answer.map_err(|error| classify(action, endpoint, error)),
     }
