@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::client::Client;
 use super::output::{Colour, Style, plain, print, print_json};
-use super::{Global, Output};
+use super::{Global, Output, capture};
 
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -18,8 +18,8 @@ pub(super) async fn run(global: &Global) -> Result<()> {
     }
     let style = Style::of_stdout();
     print(&log_line(&status, style))?;
-    print_consumers("source", status.get("sources"), style)?;
-    print_consumers("sink", status.get("sinks"), style)
+    print_consumers("source", status.get("sources"), style, Depth::State)?;
+    print_consumers("sink", status.get("sinks"), style, Depth::State)
 }
 
 /// The sources only, or the sinks only.
@@ -28,8 +28,17 @@ pub(super) async fn run_of(global: &Global, noun: &'static str, key: &str) -> Re
     let consumers = status.get(key);
     match global.output {
         Output::Json => print_json(consumers.unwrap_or(&Value::Null)),
-        Output::Text => print_consumers(noun, consumers, Style::of_stdout()),
+        Output::Text => print_consumers(noun, consumers, Style::of_stdout(), Depth::Capture),
     }
+}
+
+/// How much is told of each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Depth {
+    /// What it does, and what helps.
+    State,
+    /// Of a source also how it captures.
+    Capture,
 }
 
 fn log_line(status: &Value, style: Style) -> String {
@@ -44,7 +53,7 @@ fn log_line(status: &Value, style: Style) -> String {
     line
 }
 
-fn print_consumers(noun: &str, consumers: Option<&Value>, style: Style) -> Result<()> {
+fn print_consumers(noun: &str, consumers: Option<&Value>, style: Style, depth: Depth) -> Result<()> {
     let none = Map::new();
     let consumers = consumers.and_then(Value::as_object).unwrap_or(&none);
     if consumers.is_empty() {
@@ -53,6 +62,11 @@ fn print_consumers(noun: &str, consumers: Option<&Value>, style: Style) -> Resul
     for (name, consumer) in consumers {
         for line in consumer_lines(noun, name, consumer, style) {
             print(&line)?;
+        }
+        if depth == Depth::Capture {
+            for line in capture::lines(consumer) {
+                print(&format!("    {line}"))?;
+            }
         }
     }
     Ok(())

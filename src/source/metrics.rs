@@ -6,6 +6,9 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 
+/// The ways of capture.
+const CAPTURES: [&str; 3] = ["generations", "triggers", "reconcile"];
+
 /// The label of one source.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct SourceLabel {
@@ -19,6 +22,13 @@ pub(super) struct CauseLabels {
     cause: &'static str,
 }
 
+/// The labels of how a source captures.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct CaptureLabels {
+    source: String,
+    capture: &'static str,
+}
+
 /// Metrics of all sources. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics {
@@ -27,7 +37,9 @@ pub struct Metrics {
     gaps: Family<SourceLabel, Counter>,
     repairs: Family<SourceLabel, Counter>,
     last_look: Family<SourceLabel, Gauge>,
+    captures: Family<CaptureLabels, Gauge>,
     last_reconcile: Family<SourceLabel, Gauge>,
+    next_reconcile: Family<SourceLabel, Gauge>,
     lag: Family<SourceLabel, Gauge>,
     entities: Family<SourceLabel, Gauge>,
     held_removals: Family<SourceLabel, Gauge>,
@@ -47,10 +59,16 @@ impl Metrics {
             "When the source last saw everything there was, in seconds since 1970",
             self.last_look.clone(),
         );
+        registry.register(name("capture_info"), "1 for the way in which a source captures now", self.captures.clone());
         registry.register(
             name("last_reconcile_timestamp_seconds"),
             "When the last reconcile ended, in seconds since 1970",
             self.last_reconcile.clone(),
+        );
+        registry.register(
+            name("next_reconcile_timestamp_seconds"),
+            "When the next reconcile is due, in seconds since 1970",
+            self.next_reconcile.clone(),
         );
         registry.register(name("lag_changes"), "Changes of the catalog that are not yet read", self.lag.clone());
         registry.register(name("entities"), "Entities that the log holds of a source", self.entities.clone());
@@ -97,8 +115,27 @@ impl SourceMetrics {
         self.all.last_look.get_or_create(&self.label).set(seconds);
     }
 
-    pub(super) fn set_last_reconcile(&self, seconds: i64) {
-        self.all.last_reconcile.get_or_create(&self.label).set(seconds);
+    /// Says in which way the source captures, and no longer in another.
+    pub(super) fn set_capture(&self, way: &'static str) {
+        let labels = CaptureLabels { source: self.label.source.clone(), capture: way };
+        if self.all.captures.get(&labels).is_some() {
+            return;
+        }
+        for capture in CAPTURES {
+            self.all.captures.remove(&CaptureLabels { source: self.label.source.clone(), capture });
+        }
+        self.all.captures.get_or_create(&labels).set(1);
+    }
+
+    /// When the last reconcile ended and when the next one is due, as far as known.
+    pub(super) fn set_reconciles(&self, last: Option<i64>, next: Option<i64>) {
+        let set = |family: &Family<SourceLabel, Gauge>, seconds: Option<i64>| {
+            if let Some(seconds) = seconds {
+                family.get_or_create(&self.label).set(seconds);
+            }
+        };
+        set(&self.all.last_reconcile, last);
+        set(&self.all.next_reconcile, next);
     }
 
     pub(super) fn set_lag(&self, changes: i64) {

@@ -3,7 +3,6 @@
 use catalog_bridge_api::{CheckReport, EntityRef, JsonText};
 
 use super::catalog::Catalog;
-use super::position::Way;
 use super::settings::Settings;
 
 /// What a catalog holds.
@@ -27,11 +26,7 @@ pub async fn inspect(settings: &Settings, larger_than: usize) -> Result<Inspecti
     let mut report = CheckReport::default();
     let version = schema.server_version / 10_000;
     report.facts.push(format!("PostgreSQL {version} at {}, role {}", catalog.endpoint(), schema.role));
-    let way = match choice.way {
-        Way::Generations => "generations",
-        Way::Reconcile => "reconcile",
-    };
-    report.facts.push(format!("capture by {way} ({})", choice.why));
+    report.facts.push(format!("capture by {} ({})", choice.way.name(), choice.why));
     if schema.is_newer_than_known() {
         report.warnings.push("the catalog's schema is newer than this release was tried with".to_owned());
     }

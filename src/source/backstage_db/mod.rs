@@ -39,7 +39,7 @@ use self::catalog::Catalog;
 use self::guard::HeldRemovals;
 use self::incarnation::{Identity, Incarnation, difference};
 use self::ledger::Ledger;
-use self::position::{Position, Progress, Way};
+use self::position::{Gaps, Position, Progress, Way};
 use self::schema::{Choice, Schema};
 use self::session::Session;
 use super::owner::{Owner, SourceError};
@@ -78,9 +78,11 @@ impl Capture {
         let can_sum = catalog.hashes_as_we_do().await?;
         let stored =
             owner.position().map(|text| Position::parse(text).ok_or("the stored position is of an unknown format"));
-        let (position, gap) = resume(stored, choice.way, identity, incarnation, counter)?;
+        let (mut position, gap) = resume(stored, choice.way, identity, incarnation, counter)?;
         log_opened(owner, &schema, &choice, gap.as_deref());
-        if gap.is_some() {
+        // Before the first start there was nothing to miss.
+        if let Some(reason) = gap.as_deref().filter(|reason| *reason != FIRST_START) {
+            position.gaps.note(reason);
             report.metrics.count_gap();
         }
         let ledger = match self.ledger.take() {
@@ -153,6 +155,7 @@ fn resume(
             reconcile: Some(Progress::begin(reason, true)),
             holding: 0,
             last_reconcile: None,
+            gaps: Gaps::default(),
         };
         Ok((position, Some(reason.to_owned())))
     };
@@ -161,8 +164,15 @@ fn resume(
         Some(Err(reason)) => return afresh(reason, counter),
         Some(Ok(before)) => before,
     };
+    let kept = |position: Position, before: Position| Position {
+        holding: before.holding,
+        last_reconcile: before.last_reconcile,
+        gaps: before.gaps,
+        ..position
+    };
     if before.way != way {
-        return afresh("the way of capture changed", counter);
+        let (position, gap) = afresh("the way of capture changed", counter)?;
+        return Ok((kept(position, before), gap));
     }
     let gap = difference((&before.identity, &before.incarnation), (&identity, &incarnation))
         .or_else(|| (counter < before.generation).then_some("the catalog's counter went back"));
@@ -170,7 +180,7 @@ fn resume(
         // Below the old counter nothing is known; up to it the reconcile compares every row, whatever its number.
         Some(reason) => {
             let (position, gap) = afresh(reason, before.generation.min(counter))?;
-            Ok((Position { holding: before.holding, last_reconcile: before.last_reconcile, ..position }, gap))
+            Ok((kept(position, before), gap))
         }
         None => Ok((Position { identity, incarnation, ..before }, None)),
     }
@@ -198,6 +208,7 @@ mod resume_tests {
             reconcile: None,
             holding: 7,
             last_reconcile: None,
+            gaps: Gaps::default(),
         }
     }
 

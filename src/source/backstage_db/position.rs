@@ -28,6 +28,26 @@ pub(super) struct Position {
     /// The last one that ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) last_reconcile: Option<Outcome>,
+    /// Signs that capture may have missed something, since the source began.
+    #[serde(default)]
+    pub(super) gaps: Gaps,
+}
+
+/// Signs of a gap; each was followed by a reconcile.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Gaps {
+    pub(super) count: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) last: Option<Gap>,
+}
+
+/// One sign of a gap.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Gap {
+    pub(super) reason: String,
+    pub(super) noticed_at: DateTime<Utc>,
 }
 
 /// A way of capture.
@@ -38,6 +58,16 @@ pub(super) enum Way {
     Generations,
     /// By comparing everything.
     Reconcile,
+}
+
+impl Way {
+    /// As the config and the status call it.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Way::Generations => "generations",
+            Way::Reconcile => "reconcile",
+        }
+    }
 }
 
 /// How far a reconcile came.
@@ -82,6 +112,13 @@ impl Progress {
             compared: 0,
             repaired: 0,
         }
+    }
+}
+
+impl Gaps {
+    pub(super) fn note(&mut self, reason: &str) {
+        self.count += 1;
+        self.last = Some(Gap { reason: reason.to_owned(), noticed_at: Utc::now() });
     }
 }
 

@@ -22,6 +22,7 @@ impl Session<'_> {
         }
         if is_gap {
             self.report.metrics.count_gap();
+            self.position.gaps.note(reason);
             info!(source = self.report.name, reason, "everything is compared before the source counts as caught up");
         }
         self.position.reconcile = Some(Progress::begin(reason, is_gap));
@@ -62,7 +63,6 @@ impl Session<'_> {
         if outcome.reason != super::FIRST_START {
             self.report.metrics.count_repairs(outcome.repaired);
         }
-        self.report.metrics.set_last_reconcile(outcome.ended_at.timestamp());
         if progress.is_gap || outcome.repaired > 0 {
             info!(
                 source = self.report.name,

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use chrono::{TimeDelta, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::json;
 
 use super::position::Way;
@@ -16,6 +16,11 @@ impl Session<'_> {
         self.report.metrics.set_held_removals(self.held.len());
         self.report.metrics.set_rejected(self.ledger.rejected_count());
         self.report.metrics.set_entities(self.ledger.len());
+        self.report.metrics.set_capture(self.position.way.name());
+        self.report.metrics.set_reconciles(
+            self.position.last_reconcile.as_ref().map(|last| last.ended_at.timestamp()),
+            self.next_reconcile().map(|next| next.timestamp()),
+        );
         self.report.detail = self.detail();
         self.report.publish(self.state());
     }
@@ -35,24 +40,31 @@ impl Session<'_> {
         }
     }
 
+    /// `capturedThrough`: everything that was committed up to there is in the log. A way of capture that keeps an outbox
+    /// adds `outbox` with `rows`, `bytes` and `oldestAt`.
     fn detail(&self) -> serde_json::Value {
-        let next = TimeDelta::from_std(self.paces.reconcile.due_in(Instant::now())).map(|pause| Utc::now() + pause);
         let mut detail = json!({
             "capture": self.position.way,
             "why": self.choice.why,
+            "capturedThrough": { "at": self.report.last_look },
             "entities": self.ledger.len(),
             "rejected": self.ledger.rejected_count(),
-            "lastLookAt": self.report.last_look,
             "reconcile": self.position.reconcile,
             "lastReconcile": self.position.last_reconcile,
-            "nextReconcileAt": next.ok(),
+            "nextReconcileAt": self.next_reconcile(),
+            "gaps": self.position.gaps,
             "heldRemovals": { "count": self.held.len(), "byOrigin": self.held.by_origin() },
         });
         if self.position.way == Way::Generations {
-            detail["generation"] = json!(self.position.generation);
-            detail["counter"] = json!(self.counter);
+            detail["capturedThrough"]["generation"] = json!(self.position.generation);
+            detail["lagChanges"] = json!(self.counter - self.position.generation);
             detail["removalPauseSeconds"] = json!(self.paces.count.pause().as_secs_f64());
         }
         detail
+    }
+
+    fn next_reconcile(&self) -> Option<DateTime<Utc>> {
+        let pause = TimeDelta::from_std(self.paces.reconcile.due_in(Instant::now())).ok()?;
+        Some(Utc::now() + pause)
     }
 }
