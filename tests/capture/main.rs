@@ -6,5 +6,8 @@ mod support;
 
 mod broken_on_purpose;
 mod gaps;
+mod history;
+mod servers;
+mod status;
 mod switches;
 mod triggers;

@@ -9,7 +9,7 @@ use catalog_bridge_history::{DeliveryRules, Lane, Truth, check_delivery, check_d
 use catalog_bridge_services::{Backstage, BackstageOptions, Postgres, PostgresOptions};
 use serde_json::{Value, json};
 
-use crate::support::{Daemon, Place, kafka, postgres_store};
+use crate::support::{Daemon, Place, grants, kafka, postgres_store};
 
 fn entity(kind: &str, name: &str, owner: &str) -> Value {
     let spec = if kind == "Group" {
@@ -60,25 +60,13 @@ fn count(events: &[(EventType, String)], event_type: EventType, kind: &str) -> u
 async fn what_backstage_commits_arrives_in_kafka_in_order() -> Result<()> {
     let postgres = Postgres::start(PostgresOptions::default()).await?;
     let backstage = Backstage::start(&postgres, BackstageOptions::default()).await?;
-    let database = backstage.database_url().rsplit('/').next().context("a database name")?.to_owned();
-    let schema = backstage.schema();
-    postgres
-        .execute(
-            &database,
-            &format!(
-                "create role bridge_reader login password 'reader-secret';
-                 grant usage on schema {schema} to bridge_reader;
-                 grant select on {schema}.final_entities, {schema}.catalog_generation_counter to bridge_reader;"
-            ),
-        )
-        .await?;
+    let bridge_url = grants::grant(backstage.database_url(), backstage.schema(), &[]).await?;
     let broker = kafka::shared().await?;
     let topic = broker.create_topic(4).await?;
     let place = Place::new()?;
     let config = format!(
-        "log: {}\nsources: {{ backstage: {{ backstage-db: {{ url: \"postgres://bridge_reader:reader-secret@{}/{database}\" }} }} }}\nsinks: {{ platform: {{ kafka: {{ brokers: [\"{}\"], topic: {topic} }} }} }}\n",
+        "log: {}\nsources: {{ backstage: {{ backstage-db: {{ url: \"{bridge_url}\" }} }} }}\nsinks: {{ platform: {{ kafka: {{ brokers: [\"{}\"], topic: {topic} }} }} }}\n",
         postgres_store().await?.log(&place)?,
-        postgres.address(),
         broker.address()
     );
     let replicas = [place.start_named("a", &config).await?, place.start_named("b", &config).await?];

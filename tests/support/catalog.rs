@@ -4,12 +4,9 @@ use anyhow::{Context, Result};
 use catalog_bridge_api::EntityRef;
 use catalog_bridge_history::Truth;
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
+use sqlx::{Connection, PgConnection, Row};
 
 const SCHEMA: &str = include_str!("../../src/source/backstage_db/testdata/catalog-4.0.5.sql");
-
-/// The role that the bridge uses: SELECT on what it reads, nothing else.
-const BRIDGE_ROLE: &str = "bridge_reader";
 
 /// One catalog database.
 pub struct Catalog {
@@ -27,20 +24,8 @@ impl Catalog {
         )
         .execute(&mut connection)
         .await?;
-        let grants = format!(
-            "do $$ begin if not exists (select from pg_roles where rolname = '{BRIDGE_ROLE}') then create role {BRIDGE_ROLE} login password 'reader-secret'; end if;
-             exception when duplicate_object or unique_violation then null; end $$;
-             grant usage on schema public to {BRIDGE_ROLE};
-             grant select on public.final_entities, public.catalog_generation_counter to {BRIDGE_ROLE};"
-        );
-        sqlx::raw_sql(AssertSqlSafe(grants)).execute(&mut connection).await.context("granting the bridge's role")?;
-        let mut bridge_url = url::Url::parse(owner_url)?;
-        bridge_url
-            .set_username(BRIDGE_ROLE)
-            .and_then(|()| bridge_url.set_password(Some("reader-secret")))
-            .ok()
-            .context("a URL with a user")?;
-        Ok(Catalog { owner_url: owner_url.to_owned(), bridge_url: bridge_url.into() })
+        let bridge_url = super::grants::grant(owner_url, "public", &[]).await?;
+        Ok(Catalog { owner_url: owner_url.to_owned(), bridge_url })
     }
 
     /// What goes into the bridge's config.

@@ -1,6 +1,8 @@
 //! The daemon as its users meet it: a real process with a config file, its REST, its admin listener and its signals.
 
 pub mod catalog;
+pub mod grants;
+pub mod history;
 pub mod kafka;
 pub mod mirror;
 
