@@ -42,6 +42,11 @@ pub(crate) fn connector_error(action: &'static str, endpoint: &str, error: &Erro
             let hint = "check tls.ca_file, tls.certificate_file and that the port is a TLS listener";
             ConnectorError::misconfigured(endpoint, format!("{action}: {error}; {hint}"))
         }
+        ErrorKind::IOError(error) if error.kind() == std::io::ErrorKind::ConnectionAborted && action == "connect" => {
+            let words = "the broker hung up during the login; its log says why (for auth: external, enable its plugin \
+                         rabbitmq_auth_mechanism_ssl and add EXTERNAL to auth_mechanisms)";
+            ConnectorError::transient(action, endpoint, words.to_owned())
+        }
         ErrorKind::ParsingError(_) | ErrorKind::InvalidProtocolVersion(_) if action == "connect" => {
             let reason =
                 format!("{action}: {error}; check that the port speaks AMQP 0.9.1, and amqps:// for a TLS listener");

@@ -1,11 +1,11 @@
 //! What was published and is not settled yet.
 //!
-//! Keeps P5 and P7: publish futures are polled once, in order, which numbers them and queues their frames in order (MEASURED section
+//! Keeps P5 and P8: publish futures are polled once, in order, which numbers them and queues their frames in order (MEASURED section
 //! 2); and the client library attaches a returned message to a confirm that it picks at random among those that it resolves
-//! together. It attaches it no later than it resolves the returned message's own confirm, so a wake-up is complete only when
-//! everything that is resolved was taken, and if one return is among it, nothing of it counts as stored.
+//! together. Of two returned messages the first may so come with the second one's confirm: from the first return on nothing
+//! counts as stored until every confirm is in, and then what was not returned, by message id.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::{Future, poll_fn, ready};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -29,6 +29,11 @@ pub(crate) struct InFlight {
     confirms: FuturesUnordered<Confirm>,
     /// To name the one that is refused.
     sent: BTreeMap<Offset, (EntityRef, usize)>,
+    returned: Vec<Returned>,
+    /// Confirmed since a message was returned.
+    doubtful: Vec<Offset>,
+    /// A confirm will never come.
+    is_broken: bool,
 }
 
 /// Where a message goes.
@@ -51,11 +56,21 @@ pub(crate) struct Settled {
 #[derive(Debug)]
 pub(crate) enum Trouble {
     /// A message found no queue.
-    Returned(Box<BasicReturnMessage>),
+    Returned(Returned),
     /// The broker did not store this one.
     Nacked(Offset),
     /// The channel or the connection broke.
     Failed(Error),
+}
+
+/// A message that found no queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Returned {
+    pub(crate) message_id: String,
+    pub(crate) exchange: String,
+    pub(crate) routing_key: String,
+    /// The broker's words.
+    pub(crate) reason: String,
 }
 
 impl InFlight {
@@ -96,11 +111,21 @@ impl InFlight {
             Poll::Ready(None) | Poll::Pending => Poll::Pending,
         });
         let batch = batch.await;
-        let settled = judge(batch);
-        for offset in &settled.stored {
-            self.sent.remove(offset);
+        self.judge(batch)
+    }
+
+    /// Everything else that is stored, once every confirm is in; less when the connection breaks before. Cancel safe.
+    pub(crate) async fn rest(&mut self) -> Vec<Offset> {
+        let mut stored = Vec::new();
+        while !self.confirms.is_empty() && !self.is_broken {
+            stored.extend(self.settled().await.stored);
         }
-        settled
+        let returned: Option<BTreeSet<Offset>> = self.returned.iter().map(Returned::offset).collect();
+        // Without its id nothing tells which one was returned.
+        if let Some(returned) = returned.filter(|_| !self.is_broken) {
+            stored.extend(self.doubtful.drain(..).filter(|offset| !returned.contains(offset)));
+        }
+        stored
     }
 
     /// The stream may also pause before it is exhausted; then it wakes its waker at once.
@@ -123,6 +148,52 @@ impl InFlight {
         let (offset, (entity_ref, _)) = self.sent.iter().find(|(_, (_, size))| *size == bytes)?;
         Some((*offset, entity_ref.clone()))
     }
+
+    /// What a wake-up means by itself.
+    fn judge(&mut self, batch: Vec<Outcome>) -> Settled {
+        let mut settled = Settled::default();
+        for (offset, outcome) in batch {
+            match outcome {
+                Ok(confirmation) => {
+                    match confirmation.is_ack() {
+                        true => settled.stored.push(offset),
+                        false => settled.trouble = settled.trouble.or(Some(Trouble::Nacked(offset))),
+                    }
+                    self.returned.extend(confirmation.take_message().map(Returned::from));
+                }
+                Err(error) => {
+                    self.is_broken = true;
+                    settled.trouble = settled.trouble.or(Some(Trouble::Failed(error)));
+                }
+            }
+        }
+        if let Some(returned) = self.returned.first() {
+            self.doubtful.append(&mut settled.stored);
+            settled.trouble = Some(Trouble::Returned(returned.clone()));
+        }
+        for offset in &settled.stored {
+            self.sent.remove(offset);
+        }
+        settled
+    }
+}
+
+impl From<BasicReturnMessage> for Returned {
+    fn from(message: BasicReturnMessage) -> Self {
+        let id = message.properties.message_id().as_ref();
+        Returned {
+            message_id: id.map_or_else(String::new, ToString::to_string),
+            exchange: message.exchange.to_string(),
+            routing_key: message.routing_key.to_string(),
+            reason: message.reply_text.to_string(),
+        }
+    }
+}
+
+impl Returned {
+    fn offset(&self) -> Option<Offset> {
+        self.message_id.rsplit('.').next()?.parse().ok().map(Offset::new)
+    }
 }
 
 #[derive(Default)]
@@ -134,29 +205,6 @@ impl Wake for Pause {
     }
 }
 
-/// What a complete wake-up means.
-fn judge(batch: Vec<Outcome>) -> Settled {
-    let mut settled = Settled::default();
-    let mut returned = None;
-    for (offset, outcome) in batch {
-        match outcome {
-            Ok(confirmation) => {
-                let is_ack = confirmation.is_ack();
-                match confirmation.take_message() {
-                    Some(message) => returned = returned.or(Some(Trouble::Returned(Box::new(message)))),
-                    None if is_ack => settled.stored.push(offset),
-                    None => settled.trouble = settled.trouble.or(Some(Trouble::Nacked(offset))),
-                }
-            }
-            Err(error) => settled.trouble = settled.trouble.or(Some(Trouble::Failed(error))),
-        }
-    }
-    if returned.is_some() {
-        settled = Settled { stored: Vec::new(), trouble: returned };
-    }
-    settled
-}
-
 #[cfg(test)]
 mod tests {
     use lapin::ErrorKind;
@@ -164,24 +212,43 @@ mod tests {
 
     use super::*;
 
-    fn returned() -> BasicReturnMessage {
-        let delivery = Delivery::mock(0, "catalog".into(), "component.default.a".into(), false, Vec::new());
+    fn returned(offset: u64) -> BasicReturnMessage {
+        let mut delivery = Delivery::mock(0, "catalog".into(), "component.default.a".into(), false, Vec::new());
+        delivery.properties = BasicProperties::default().with_message_id(format!("0123abcd.1.{offset}").into());
         BasicReturnMessage { delivery, reply_code: 312, reply_text: "NO_ROUTE".into() }
     }
 
-    #[test]
-    fn a_return_anywhere_in_a_wake_up_voids_all_of_it() {
+    fn confirm(offset: u64, outcome: Result<Confirmation, Error>) -> Confirm {
+        Box::pin(ready((Offset::new(offset), outcome)))
+    }
+
+    #[tokio::test]
+    async fn what_was_returned_is_told_by_its_id_and_not_by_whose_confirm_brought_it() {
+        let mut in_flight = InFlight::default();
         let batch = vec![
             (1.into(), Ok(Confirmation::Ack(None))),
-            (2.into(), Ok(Confirmation::Ack(Some(returned())))),
-            (3.into(), Ok(Confirmation::Ack(None))),
-            (4.into(), Err(ErrorKind::FutureCompleted.into())),
+            (2.into(), Ok(Confirmation::Ack(Some(returned(3))))),
+            (4.into(), Ok(Confirmation::Ack(None))),
         ];
 
-        let settled = judge(batch);
+        let settled = in_flight.judge(batch);
+        in_flight.confirms.push(confirm(3, Ok(Confirmation::Ack(None))));
+        // The second one comes with a confirm that is later than its own.
+        in_flight.confirms.push(confirm(5, Ok(Confirmation::Ack(Some(returned(4))))));
 
         assert_eq!(settled.stored, []);
-        assert!(matches!(settled.trouble, Some(Trouble::Returned(_))), "{settled:?}");
+        assert!(matches!(settled.trouble, Some(Trouble::Returned(returned)) if returned.message_id.ends_with(".3")));
+        assert_eq!(in_flight.rest().await, [1.into(), 2.into(), 5.into()]);
+    }
+
+    #[tokio::test]
+    async fn after_a_return_nothing_is_stored_unless_every_confirm_comes() {
+        let mut in_flight = InFlight::default();
+        let settled = in_flight.judge(vec![(1.into(), Ok(Confirmation::Ack(Some(returned(2)))))]);
+        in_flight.confirms.push(confirm(2, Ok(Confirmation::Ack(None))));
+        in_flight.confirms.push(confirm(3, Err(ErrorKind::FutureCompleted.into())));
+
+        assert_eq!((settled.stored, in_flight.rest().await), (Vec::new(), Vec::new()));
     }
 
     #[test]
@@ -192,7 +259,7 @@ mod tests {
             (3.into(), Ok(Confirmation::Ack(None))),
         ];
 
-        let settled = judge(batch);
+        let settled = InFlight::default().judge(batch);
 
         assert_eq!(settled.stored, [1.into(), 3.into()]);
         assert!(matches!(settled.trouble, Some(Trouble::Nacked(offset)) if offset == 2.into()));
@@ -200,7 +267,7 @@ mod tests {
 
     #[test]
     fn a_confirm_that_asked_for_none_is_no_acknowledgement() {
-        let settled = judge(vec![(1.into(), Ok(Confirmation::NotRequested))]);
+        let settled = InFlight::default().judge(vec![(1.into(), Ok(Confirmation::NotRequested))]);
         assert_eq!(settled.stored, []);
         assert!(settled.trouble.is_some());
     }

@@ -1,9 +1,10 @@
 //! One life of a connection that publishes.
 //!
 //! Keeps P5 with the driver's key gate (at most one unconfirmed message per entity, so nothing overtakes a nacked or lost one), P7
-//! (acknowledged only after the broker's confirm of a message that was routed) and P9 (the lock queue of this connection; the
-//! socket is shut down when the lease is lost). One task publishes: the library numbers a channel's messages under one lock and
-//! sends them under another.
+//! (acknowledged only after the broker's confirm of a message that was routed), P6 (the room in flight opens with what is stored, so
+//! that a sink that is stopped again and again repeats next to nothing) and P9 (the lock queue of this connection; the socket is
+//! shut down when the lease is lost). One task publishes: the library numbers a channel's messages under one lock and sends them
+//! under another.
 
 use std::collections::HashSet;
 use std::pin::Pin;
@@ -19,7 +20,7 @@ use lapin::{Channel, Error, ErrorKind, Event};
 
 use crate::config::Config;
 use crate::errors::{broker_words, code, connector_error, refused_size};
-use crate::in_flight::{Address, InFlight, Settled, Trouble};
+use crate::in_flight::{Address, InFlight, Returned, Settled, Trouble};
 use crate::link::{Link, in_time};
 use crate::{publication, topology};
 
@@ -27,6 +28,8 @@ use crate::{publication, topology};
 pub(crate) const WINDOW_EVENTS: usize = 1_000;
 /// How often the lease is looked at while nothing else happens.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// How long the end of a session waits for the confirms of what is in flight beside what was not stored.
+const REST_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the end of the feed waits for what is in flight.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the cause of a failure may come after its first effect.
@@ -43,6 +46,9 @@ pub(crate) struct RabbitSession {
     events: Pin<Box<dyn Stream<Item = Event> + Send>>,
     last_error: Option<Error>,
     in_flight: InFlight,
+    /// How many may be in flight: one at first, one more for each that is stored. What finds no queue or is nacked is then sent
+    /// alone by every session after it, and takes no others along that would be repeated each time.
+    room: usize,
     config: Arc<Config>,
     ensure: bool,
     log_id: String,
@@ -78,6 +84,7 @@ impl RabbitSession {
             events,
             last_error,
             in_flight,
+            room: 1,
             config,
             ensure,
             log_id: claim.log_id.to_string(),
@@ -88,7 +95,7 @@ impl RabbitSession {
     async fn publish(&mut self, feed: &mut Feed, acks: &Acks) -> Result<(), End> {
         let mut look = tokio::time::interval(LOOK_INTERVAL);
         loop {
-            let has_room = self.in_flight.len() < WINDOW_EVENTS;
+            let has_room = self.in_flight.len() < self.room;
             tokio::select! {
                 biased;
                 settled = self.in_flight.settled() => self.settle(settled, acks).await?,
@@ -108,7 +115,7 @@ impl RabbitSession {
         while let Some(message) = next {
             self.send(message, feed.lease(), acks).await?;
             burst += 1;
-            let goes_on = burst < BURST && self.in_flight.len() < WINDOW_EVENTS;
+            let goes_on = burst < BURST && self.in_flight.len() < self.room;
             next = if goes_on { feed.try_next() } else { None };
         }
         Ok(())
@@ -158,6 +165,7 @@ impl RabbitSession {
     }
 
     async fn settle(&mut self, settled: Settled, acks: &Acks) -> Result<(), End> {
+        self.room = (self.room + settled.stored.len()).min(WINDOW_EVENTS);
         for offset in settled.stored {
             acks.one(offset);
         }
@@ -165,22 +173,28 @@ impl RabbitSession {
             None => Ok(()),
             Some(Trouble::Failed(error)) => Err(End::Failed(self.explain(error, acks).await)),
             Some(Trouble::Nacked(offset)) => {
+                self.take_rest(acks).await;
                 let words = format!(
                     "offset {offset} was not stored (basic.nack): a queue is full (overflow: reject-publish) or without a majority"
                 );
                 Err(End::Failed(ConnectorError::transient("publish", &*self.link.endpoint, words)))
             }
-            Some(Trouble::Returned(message)) => {
-                let id = message.properties.message_id().as_ref().map_or("without an id", ShortString::as_str);
+            Some(Trouble::Returned(returned)) => {
+                self.take_rest(acks).await;
+                let Returned { message_id, exchange, routing_key, reason } = returned;
                 let reason = format!(
-                    "message {id} found no queue ({}): exchange {:?}, routing key {:?}; bind a queue to that exchange \
-                     for that key",
-                    message.reply_text,
-                    message.exchange.as_str(),
-                    message.routing_key.as_str(),
+                    "message {message_id} found no queue ({reason}): exchange {exchange:?}, routing key {routing_key:?}; \
+                     bind a queue to that exchange for that key"
                 );
                 Err(End::Failed(ConnectorError::misconfigured(&*self.link.endpoint, reason)))
             }
+        }
+    }
+
+    /// What is in flight beside a message that was not stored: all of it that is not counted now is repeated.
+    async fn take_rest(&mut self, acks: &Acks) {
+        if let Ok(stored) = tokio::time::timeout(REST_TIMEOUT, self.in_flight.rest()).await {
+            stored.into_iter().for_each(|offset| acks.one(offset));
         }
     }
 

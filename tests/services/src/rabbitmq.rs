@@ -18,6 +18,7 @@ use crate::{
     cache, debian,
     port::Port,
     process::{StopSignal, run_tool},
+    rabbitmq_security::RabbitMqSecurity,
     server::{Readiness, Server, ServerSettings},
     supervisor::Supervisor,
 };
@@ -89,11 +90,13 @@ pub struct RabbitMqOptions {
     pub nodes: usize,
     /// Further lines of `rabbitmq.conf`.
     pub settings: String,
+    /// Adds the listener of [`RabbitMqSecurity`]; for one node.
+    pub secured: bool,
 }
 
 impl Default for RabbitMqOptions {
     fn default() -> Self {
-        Self { version: RabbitMqVersion::default(), nodes: 1, settings: String::new() }
+        Self { version: RabbitMqVersion::default(), nodes: 1, settings: String::new(), secured: false }
     }
 }
 
@@ -102,6 +105,7 @@ impl Default for RabbitMqOptions {
 pub struct RabbitMq {
     programs: Programs,
     nodes: Vec<Node>,
+    security: Option<RabbitMqSecurity>,
     /// Erlang's directory of names; one for all nodes.
     _names: Server,
 }
@@ -150,6 +154,7 @@ impl RabbitMq {
     /// Starts a broker of its own for one test; the nodes are joined to a cluster.
     pub async fn start(options: RabbitMqOptions) -> Result<Self> {
         ensure!((1..=3).contains(&options.nodes), "a RabbitMQ cluster has 1 to 3 nodes here");
+        ensure!(!options.secured || options.nodes == 1, "the TLS listener is for one RabbitMQ node");
         let root = Self::install(options.version).await?;
         let home = Supervisor::get()?.create_directory("rabbitmq-home")?;
         let cookie = home.join(".erlang.cookie");
@@ -157,12 +162,21 @@ impl RabbitMq {
         fs::set_permissions(&cookie, fs::Permissions::from_mode(0o400)).context("closing Erlang's cookie")?;
         let programs = Programs { root, home, names_port: Port::reserve()? };
         let names = programs.start_names().await?;
+        let security = match options.secured {
+            true => Some(RabbitMqSecurity::prepare(Supervisor::get()?.create_directory("rabbitmq-security")?).await?),
+            false => None,
+        };
         let mut nodes = Vec::new();
         for letter in ["a", "b", "c"].into_iter().take(options.nodes) {
-            nodes.push(programs.node(letter, &options.settings)?);
+            nodes.push(programs.node(letter, security.as_ref(), &options.settings)?);
         }
-        let mut rabbit = Self { programs, nodes, _names: names };
+        let mut rabbit = Self { programs, nodes, security, _names: names };
         rabbit.start_again().await?;
+        if rabbit.security.is_some() {
+            rabbit.control(1, &["add_user", "client", "certificate-only"]).await?;
+            rabbit.control(1, &["clear_password", "client"]).await?;
+            rabbit.control(1, &["set_permissions", "client", ".*", ".*", ".*"]).await?;
+        }
         // By command: discovery at boot starts a helper through Erlang's usual place, where there is none here.
         for number in 2..=options.nodes {
             for arguments in [&["stop_app"][..], &["join_cluster", "a@localhost"], &["start_app"]] {
@@ -180,6 +194,15 @@ impl RabbitMq {
     /// A node's AMQP address, to which a proxy forwards. Nodes count from 1.
     pub fn address(&self, number: usize) -> String {
         format!("127.0.0.1:{}", self.nodes[number - 1].ports.amqp.number())
+    }
+
+    /// The TLS listener.
+    ///
+    /// # Panics
+    ///
+    /// Without [`RabbitMqOptions::secured`].
+    pub fn security(&self) -> &RabbitMqSecurity {
+        self.security.as_ref().expect("started with `secured`")
     }
 
     /// The URL of a node's management API. Nodes count from 1.
@@ -202,10 +225,10 @@ impl RabbitMq {
         run_tool(command, None).await
     }
 
-    /// Starts all nodes on their data and their addresses.
+    /// Starts the nodes that do not run on their data and their addresses.
     pub async fn start_again(&mut self) -> Result<()> {
         // All at once, as a node may wait for the others.
-        for node in &mut self.nodes {
+        for node in self.nodes.iter_mut().filter(|node| !node.server.is_started()) {
             node.server.launch()?;
         }
         for node in &self.nodes {
@@ -250,14 +273,17 @@ impl Programs {
         Ok(server)
     }
 
-    fn node(&self, letter: &str, settings: &str) -> Result<Node> {
+    fn node(&self, letter: &str, security: Option<&RabbitMqSecurity>, settings: &str) -> Result<Node> {
         let directory = Supervisor::get()?.create_directory("rabbitmq")?;
         let ports = Ports::reserve()?;
         for child in ["data", "logs", "generated"] {
             fs::create_dir(directory.join(child))
                 .with_context(|| format!("creating {}/{child}", directory.display()))?;
         }
-        fs::write(directory.join("plugins"), "[rabbitmq_management,rabbitmq_stream].").context("writing plugins")?;
+        let more = security.map(|_| format!(",{}", RabbitMqSecurity::PLUGIN)).unwrap_or_default();
+        let plugins = format!("[rabbitmq_management,rabbitmq_stream{more}].");
+        fs::write(directory.join("plugins"), plugins).context("writing plugins")?;
+        let security = security.map(RabbitMqSecurity::settings).unwrap_or_default();
         // The default limits of disk and memory follow the machine and would block publishers on a full one.
         let text = format!(
             "\
@@ -271,7 +297,7 @@ loopback_users = none
 disk_free_limit.absolute = 200MB
 vm_memory_high_watermark.absolute = 1GB
 log.console.level = info
-{settings}
+{security}{settings}
 ",
             ports.amqp.number(),
             ports.management.number(),

@@ -8,7 +8,7 @@ use catalog_bridge_api::{
     BRIDGE_GENERATION, BRIDGE_OFFSET, BuildContext, Connector, ConnectorKind, Ordering, SinkName,
 };
 use catalog_bridge_conformance::Delivered;
-use catalog_bridge_services::{RabbitMq, RabbitMqOptions};
+use catalog_bridge_services::{RabbitMq, RabbitMqOptions, RabbitMqVersion};
 use futures::StreamExt;
 use lapin::options::{
     BasicCancelOptions, BasicConsumeOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
@@ -23,6 +23,18 @@ use tokio::sync::OnceCell;
 pub(crate) async fn shared() -> Result<&'static RabbitMq> {
     static SHARED: OnceCell<RabbitMq> = OnceCell::const_new();
     SHARED.get_or_try_init(|| start(RabbitMqOptions::default())).await
+}
+
+/// One that takes small messages only.
+pub(crate) async fn strict(version: RabbitMqVersion) -> Result<&'static RabbitMq> {
+    static NEW: OnceCell<RabbitMq> = OnceCell::const_new();
+    static OLD: OnceCell<RabbitMq> = OnceCell::const_new();
+    let cell = match version {
+        RabbitMqVersion::V4 => &NEW,
+        RabbitMqVersion::V3 => &OLD,
+    };
+    let settings = "max_message_size = 100000".to_owned();
+    cell.get_or_try_init(|| start(RabbitMqOptions { version, settings, ..Default::default() })).await
 }
 
 /// On a thread that may block: the kit wants futures that may move between threads, and starting a broker is none.

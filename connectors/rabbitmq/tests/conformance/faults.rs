@@ -5,27 +5,28 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use catalog_bridge_api::ConnectorError;
-use catalog_bridge_services::{RabbitMq, RabbitMqOptions};
+use catalog_bridge_services::{RabbitMq, RabbitMqOptions, RabbitMqVersion};
 use futures::StreamExt;
 use lapin::options::{BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::json;
-use tokio::sync::OnceCell;
 
-use crate::broker::{bind, build, channel, declare, delivered, fresh, section, shared, start, take_all};
+use crate::broker::{bind, build, channel, declare, delivered, fresh, section, shared, start, strict, take_all};
 use crate::driver::Sink;
-
-/// One that takes small messages only, and that a test may block.
-async fn strict() -> Result<&'static RabbitMq> {
-    static STRICT: OnceCell<RabbitMq> = OnceCell::const_new();
-    let options = || RabbitMqOptions { settings: "max_message_size = 100000".to_owned(), ..Default::default() };
-    STRICT.get_or_try_init(|| start(options())).await
-}
 
 /// P5, P6: a broker's crash loses nothing and reorders nothing; repeated is at most the window.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_broker_loses_and_reorders_nothing() -> Result<()> {
-    let mut rabbit = RabbitMq::start(RabbitMqOptions::default()).await?;
+    killed(RabbitMqVersion::V4).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_broker_of_release_3_loses_and_reorders_nothing() -> Result<()> {
+    killed(RabbitMqVersion::V3).await
+}
+
+async fn killed(version: RabbitMqVersion) -> Result<()> {
+    let mut rabbit = RabbitMq::start(RabbitMqOptions { version, ..Default::default() }).await?;
     let (address, name) = (rabbit.address(1), fresh("killed"));
     let connector = build(section(&address, &name), true)?;
     // RabbitMQ 4.0 writes a new quorum queue's name to disk minutes later, or when it stops: killed before, it does not find
@@ -93,7 +94,16 @@ async fn an_unroutable_message_is_never_acknowledged_and_none_is_lost() -> Resul
 /// P5: a queue that is full nacks some and takes others behind them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nacks_lose_and_reorder_nothing() -> Result<()> {
-    let (address, name) = (shared().await?.address(1), fresh("full"));
+    nacked(&shared().await?.address(1)).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nacks_of_release_3_lose_and_reorder_nothing() -> Result<()> {
+    nacked(&strict(RabbitMqVersion::V3).await?.address(1)).await
+}
+
+async fn nacked(address: &str) -> Result<()> {
+    let name = fresh("full");
     let (_connection, channel) = channel(&address).await?;
     let limits =
         [("x-max-length", AMQPValue::LongInt(200)), ("x-overflow", AMQPValue::LongString("reject-publish".into()))];
@@ -128,7 +138,16 @@ async fn nacks_lose_and_reorder_nothing() -> Result<()> {
 /// A broker out of memory stops reading: a state, no error, and nothing is sent twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_blocked_connection_is_a_stall() -> Result<()> {
-    let rabbit = strict().await?;
+    // One of its own: what it blocks would keep other tests waiting.
+    blocked(&start(RabbitMqOptions::default()).await?).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_blocked_connection_of_release_3_is_a_stall() -> Result<()> {
+    blocked(&start(RabbitMqOptions { version: RabbitMqVersion::V3, ..Default::default() }).await?).await
+}
+
+async fn blocked(rabbit: &RabbitMq) -> Result<()> {
     let (address, name) = (rabbit.address(1), fresh("blocked"));
     let connector = build(section(&address, &name), true)?;
     let sink = Sink::new(300, 300);
@@ -175,7 +194,14 @@ async fn the_lock_queue_keeps_a_second_session_out() -> Result<()> {
 /// A message that the broker never takes is named, though the broker says only its size.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_above_the_brokers_limit_is_refused_by_its_offset() -> Result<()> {
-    let (address, name) = (strict().await?.address(1), fresh("large"));
+    for version in [RabbitMqVersion::V4, RabbitMqVersion::V3] {
+        too_large(strict(version).await?).await?;
+    }
+    Ok(())
+}
+
+async fn too_large(rabbit: &RabbitMq) -> Result<()> {
+    let (address, name) = (rabbit.address(1), fresh("large"));
     let connector = build(section(&address, &name), true)?;
     let mut sink = Sink::new(50, 50);
     let mut running = sink.start(&*connector).await?;
