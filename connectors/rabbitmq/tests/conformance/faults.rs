@@ -104,7 +104,7 @@ async fn nacks_of_release_3_lose_and_reorder_nothing() -> Result<()> {
 
 async fn nacked(address: &str) -> Result<()> {
     let name = fresh("full");
-    let (_connection, channel) = channel(&address).await?;
+    let (_connection, channel) = channel(address).await?;
     let limits =
         [("x-max-length", AMQPValue::LongInt(200)), ("x-overflow", AMQPValue::LongString("reject-publish".into()))];
     declare(&channel, &name, &limits).await?;
@@ -126,7 +126,7 @@ async fn nacked(address: &str) -> Result<()> {
         }
         anyhow::Ok(found)
     });
-    let connector = build(section(&address, &name), false)?;
+    let connector = build(section(address, &name), false)?;
     let sink = Sink::new(4_000, 1_500);
 
     let troubles = sink.deliver(&*connector).await?;
