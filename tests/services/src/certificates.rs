@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use crate::process::run_tool;
 
 /// Makes `ca.pem`, and for `server` and `client` each a `.key`, a `.crt` and a `.pem` of both with the authority.
-pub(crate) async fn make(directory: &Path) -> Result<()> {
+pub async fn make(directory: &Path) -> Result<()> {
     const SCRIPT: &str = r#"set -e
 openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=test-ca -keyout ca.key -out ca.pem
 echo 'subjectAltName=IP:127.0.0.1,DNS:localhost' > names

@@ -31,9 +31,11 @@ mod rabbitmq_security;
 mod server;
 pub mod shared;
 mod supervisor;
+mod webhook_receiver;
 
 pub use backstage::{Backstage, BackstageOptions, BackstageVersion, Division, OrphanStrategy};
 pub use cache::cache_directory;
+pub use certificates::make as make_certificates;
 pub use elasticmq::ElasticMq;
 pub use fault_proxy::{Direction, FaultProxy};
 pub use kafka::{Kafka, KafkaOptions};
@@ -44,3 +46,4 @@ pub use postgres::{Collation, Postgres, PostgresOptions, PostgresVersion};
 pub use rabbitmq::{RabbitMq, RabbitMqOptions, RabbitMqVersion};
 pub use rabbitmq_security::RabbitMqSecurity;
 pub use server::Server;
+pub use webhook_receiver::{WebhookReceiver, WebhookReply, WebhookRequest};
