@@ -45,10 +45,10 @@ fn metrics_page_is_fresh() {
 
 /// All pages for people.
 fn pages() -> Vec<PathBuf> {
-    let folders =
-        ["", "docs", "connectors", "connectors/file", "connectors/kafka", "connectors/nats", "connectors/rabbitmq"];
-    let files =
-        folders.iter().flat_map(|folder| std::fs::read_dir(root().join(folder)).into_iter().flatten().flatten());
+    let list = |folder: &str| std::fs::read_dir(root().join(folder)).into_iter().flatten().flatten();
+    let folders = ["", "docs", "connectors"].map(|folder| root().join(folder)).into_iter();
+    let folders = folders.chain(list("connectors").map(|entry| entry.path()));
+    let files = folders.flat_map(|folder| std::fs::read_dir(folder).into_iter().flatten().flatten());
     files.map(|file| file.path()).filter(|path| path.extension().is_some_and(|extension| extension == "md")).collect()
 }
 
