@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use catalog_bridge_api::Offset;
-use catalog_bridge_history::{Delivered, DeliveryRules, Lane, check_delivery, repeats};
+use catalog_bridge_history::{DeliveryRules, Lane, check_delivery, repeats};
 use rand::{Rng, SeedableRng};
 
-use crate::support::{Daemon, Place, kafka, read_lines, remove, rounds, seed, stores, upsert};
+use crate::support::{Daemon, Place, delivered_lines, kafka, remove, rounds, seed, stores, upsert};
 
 /// What a session border may repeat: the Kafka connector's window plus what was acknowledged since the last checkpoint.
 const WINDOW: usize = 20_000 + 1_000;
@@ -56,7 +56,7 @@ async fn kills_at_random_moments_lose_and_reorder_nothing() -> Result<()> {
             .map(|event| (event.offset, event.entity_ref.to_string()))
             .collect();
         ensure!(expected.len() as u64 == head.get(), "{}: the log holds 1..={head}", store.name());
-        let lines = lines_of(&audit)?;
+        let lines = delivered_lines(&audit)?;
         let rules = DeliveryRules { lane: Lane::Stream, repeated_per_session_max: 0, sessions_max: kills + 1 };
         check_delivery(&expected, &lines, rules).with_context(|| format!("{}: file, seed {seed}", store.name()))?;
         let records = broker.read_all(&topic).await?;
@@ -80,19 +80,4 @@ async fn write(daemon: &Daemon, version: u64) -> Result<u64> {
     });
     futures::future::try_join_all(batches).await?;
     Ok(version + 16)
-}
-
-/// A file sink's lines as deliveries.
-fn lines_of(path: &std::path::Path) -> Result<Vec<Delivered>> {
-    read_lines(path)?
-        .into_iter()
-        .map(|line| {
-            Ok(Delivered {
-                offset: Offset::new(line["bridgeoffset"].as_str().context("bridgeoffset")?.parse()?),
-                key: line["entityRef"].as_str().context("entityRef")?.to_owned(),
-                generation: line["bridgegeneration"].as_str().context("bridgegeneration")?.parse()?,
-                bytes: line.to_string().into_bytes(),
-            })
-        })
-        .collect()
 }

@@ -6,7 +6,8 @@ use anyhow::{Context, Result, bail};
 use catalog_bridge_api::{BRIDGE_GENERATION, BRIDGE_OFFSET, Offset};
 use catalog_bridge_history::Delivered;
 use catalog_bridge_services as services;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
@@ -56,15 +57,40 @@ impl Broker {
     /// As `create_topic`, with settings of the topic.
     pub async fn create_topic_with(&self, partitions: i32, settings: &[(&str, &str)]) -> Result<String> {
         let topic = format!("catalog-{}", uuid::Uuid::new_v4().simple());
-        let admin: AdminClient<_> = self.config().create()?;
-        let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(60)));
-        let new = NewTopic::new(&topic, partitions, TopicReplication::Fixed(1));
+        self.create_topic_named(&topic, partitions, settings).await?;
+        Ok(topic)
+    }
+
+    /// A topic of this name, on as many replicas as the brokers give by default.
+    pub async fn create_topic_named(&self, topic: &str, partitions: i32, settings: &[(&str, &str)]) -> Result<()> {
+        let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(-1));
         let new = settings.iter().fold(new, |topic, (name, value)| topic.set(name, value));
-        let made = admin.create_topics(&[new], &options).await?;
+        let made = self.admin()?.create_topics(&[new], &options()).await?;
         for result in made {
             result.map_err(|(topic, code)| anyhow::anyhow!("creating {topic}: {code}"))?;
         }
-        Ok(topic)
+        Ok(())
+    }
+
+    /// Deletes a topic with what it holds.
+    pub async fn delete_topic(&self, topic: &str) -> Result<()> {
+        for result in self.admin()?.delete_topics(&[topic], &options()).await? {
+            result.map_err(|(topic, code)| anyhow::anyhow!("deleting {topic}: {code}"))?;
+        }
+        Ok(())
+    }
+
+    /// Sets one setting of a topic; all others become the brokers' defaults.
+    pub async fn set_topic(&self, topic: &str, name: &str, value: &str) -> Result<()> {
+        let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(name, value);
+        for result in self.admin()?.alter_configs(&[change], &options()).await? {
+            result.map_err(|(_, code)| anyhow::anyhow!("setting {name} of {topic}: {code}"))?;
+        }
+        Ok(())
+    }
+
+    fn admin(&self) -> Result<AdminClient<DefaultClientContext>> {
+        Ok(self.config().create()?)
     }
 
     /// Every record of a topic, each partition in its order.
@@ -119,6 +145,11 @@ impl Broker {
         }
         Ok(records)
     }
+}
+
+fn options() -> AdminOptions {
+    let limit = Some(Duration::from_secs(60));
+    AdminOptions::new().operation_timeout(limit).request_timeout(limit)
 }
 
 fn record(message: &BorrowedMessage<'_>) -> Result<Record> {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use catalog_bridge_api::{Event, Offset};
+use catalog_bridge_history::Delivered;
 use catalog_bridge_services as services;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -352,4 +353,19 @@ pub fn rounds(short: usize, long: usize) -> usize {
 pub fn read_lines(path: &Path) -> Result<Vec<Value>> {
     let text = std::fs::read_to_string(path).unwrap_or_default();
     text.split_inclusive('\n').filter(|line| line.ends_with('\n')).map(|line| Ok(serde_json::from_str(line)?)).collect()
+}
+
+/// The lines of a file sink with `encoding: json`, as the judge wants them.
+pub fn delivered_lines(path: &Path) -> Result<Vec<Delivered>> {
+    read_lines(path)?
+        .into_iter()
+        .map(|line| {
+            Ok(Delivered {
+                offset: Offset::new(line["bridgeoffset"].as_str().context("bridgeoffset")?.parse()?),
+                key: line["entityRef"].as_str().context("entityRef")?.to_owned(),
+                generation: line["bridgegeneration"].as_str().context("bridgegeneration")?.parse()?,
+                bytes: line.to_string().into_bytes(),
+            })
+        })
+        .collect()
 }
