@@ -4,6 +4,8 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use catalog_bridge_api::Offset;
+use catalog_bridge_history::Delivered;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -60,10 +62,11 @@ pub(crate) async fn run(cell: &Cell, destination: &mut dyn Destination, seed: u6
         // The first checkpoint: from now on there is something that must not be repeated.
         scene.reaches(SINK, 1).await?;
     }
-    let mut evidence = Evidence::gather(&scene).await?;
     tokio::time::sleep(Duration::from_millis(random.random_range(500..1_200))).await;
 
     let on = Instant::now();
+    let mut evidence =
+        Evidence { before_fault: load.checkpoint(), held_at_kill: None, was_emptied: false, seen: Vec::new() };
     let until = match cell.fault.victim() {
         Victim::Destination => {
             if cell.fault != Fault::Absent {
@@ -75,7 +78,7 @@ pub(crate) async fn run(cell: &Cell, destination: &mut dyn Destination, seed: u6
             Some(until)
         }
         Victim::Daemon => {
-            harm_daemon(cell, &mut scene, destination, &mut evidence).await?;
+            evidence.held_at_kill = harm_daemon(cell, &mut scene, &load, destination).await?;
             None
         }
         Victim::Store => {
@@ -102,7 +105,8 @@ pub(crate) async fn run(cell: &Cell, destination: &mut dyn Destination, seed: u6
         _ => None,
     };
     let delivered = destination.read().await.context("reading the destination")?;
-    let repeats = judge::judge(cell, &scene, &destination.promises(), &delivered, evidence).await?;
+    evidence.seen = load.seen();
+    let repeats = judge::judge(cell, &scene, &destination.promises(), &delivered, &evidence).await?;
     Ok(Outcome { deliveries: delivered.len(), repeats, recovery, beside })
 }
 
@@ -140,25 +144,27 @@ async fn others_go_on(
     Ok(until)
 }
 
+/// What the destination held while the daemon was dead, with the checkpoint that was seen last.
 async fn harm_daemon(
     cell: &Cell,
     scene: &mut Scene,
+    load: &Load,
     destination: &mut dyn Destination,
-    evidence: &mut Evidence,
-) -> Result<()> {
+) -> Result<Option<(Vec<Delivered>, Offset)>> {
     if cell.fault == Fault::DaemonKilled {
-        evidence.look(scene).await?;
         scene.kill_daemon().await?;
+        let checkpoint = load.checkpoint();
         // Nobody writes to it now: what lies at or below a stored checkpoint must be there.
-        evidence.held_at_kill = Some(destination.read().await?);
-        scene.revive_daemon().await
-    } else {
-        scene.freeze_owner().await?;
-        if cell.store == StoreKind::Postgres {
-            tokio::time::sleep(Duration::from_secs(1)).await;
-        }
-        scene.thaw_owner()
+        let held = destination.read().await?;
+        scene.revive_daemon().await?;
+        return Ok(Some((held, checkpoint)));
     }
+    scene.freeze_owner().await?;
+    if cell.store == StoreKind::Postgres {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    scene.thaw_owner()?;
+    Ok(None)
 }
 
 async fn harm_store(scene: &mut Scene, load: &Load, random: &mut StdRng) -> Result<()> {

@@ -29,37 +29,16 @@ const UNWRITTEN_EVENTS: usize = 2_000;
 const SESSIONS: usize = 4;
 
 /// What was seen while the cell ran.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Evidence {
-    seen: Vec<Seen>,
-    /// What the destination held when the daemon was dead.
-    pub(crate) held_at_kill: Option<Vec<Delivered>>,
+    /// The checkpoint that was stored when the fault began.
+    pub(crate) before_fault: Offset,
+    /// What the destination held when the daemon was dead, and the checkpoint that was stored by then.
+    pub(crate) held_at_kill: Option<(Vec<Delivered>, Offset)>,
     /// Whether an operator emptied the destination.
     pub(crate) was_emptied: bool,
-}
-
-impl Evidence {
-    /// Begins with the checkpoint before the fault.
-    pub(crate) async fn gather(scene: &Scene) -> Result<Self> {
-        let mut evidence = Evidence::default();
-        evidence.look(scene).await?;
-        Ok(evidence)
-    }
-
-    /// Notes the stored checkpoint.
-    pub(crate) async fn look(&mut self, scene: &Scene) -> Result<()> {
-        let sink = scene.daemon().sink(SINK).await?;
-        let (Some(generation), Some(checkpoint)) = (sink["detail"]["generation"].as_u64(), sink["checkpoint"].as_u64())
-        else {
-            return Ok(());
-        };
-        self.seen.push(Seen { generation, checkpoint: checkpoint.into() });
-        Ok(())
-    }
-
-    fn before_fault(&self) -> Offset {
-        self.seen.last().map_or(Offset::ZERO, |seen| seen.checkpoint)
-    }
+    /// All checkpoints.
+    pub(crate) seen: Vec<Seen>,
 }
 
 /// The destination lost what it held, which the sink must say; then the operator fills it anew.
@@ -81,10 +60,8 @@ pub(crate) async fn judge(
     scene: &Scene,
     promises: &Promises,
     delivered: &[Delivered],
-    mut evidence: Evidence,
+    evidence: &Evidence,
 ) -> Result<usize> {
-    let before_fault = evidence.before_fault();
-    evidence.look(scene).await?;
     let daemon = scene.daemon();
     let events = daemon.events(Offset::ZERO).await?;
     check_dense(Offset::ZERO, &events)?;
@@ -98,8 +75,8 @@ pub(crate) async fn judge(
     }
     let expected: Vec<(Offset, String)> =
         events.iter().map(|event| (event.offset, event.entity_ref.to_string())).collect();
-    if let Some(held) = &evidence.held_at_kill {
-        check_acknowledged(&expected, held, before_fault, &BTreeSet::new()).context("when the daemon was killed")?;
+    if let Some((held, checkpoint)) = &evidence.held_at_kill {
+        check_acknowledged(&expected, held, *checkpoint, &BTreeSet::new()).context("when the daemon was killed")?;
     }
     let window = if promises.window == 0 { 0 } else { promises.window + UNWRITTEN_EVENTS };
     let rules = DeliveryRules { lane: promises.lane, repeated_per_session_max: window, sessions_max: SESSIONS };
@@ -107,7 +84,7 @@ pub(crate) async fn judge(
     // P9: what woke up may repeat old events after newer ones where the destination cannot keep it out.
     let is_mixed = cell.fault == Fault::DaemonFrozen && cell.store == StoreKind::Postgres && !promises.is_fenced;
     if !is_mixed {
-        check_suffix(delivered, promises.lane, before_fault)?;
+        check_suffix(delivered, promises.lane, evidence.before_fault)?;
         check_last_writer(&events, delivered)?;
     }
     Ok(repeats(delivered))

@@ -6,13 +6,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
+use catalog_bridge_api::Offset;
+use catalog_bridge_history::Seen;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
+use crate::scene::SINK;
 use crate::support::{Daemon, remove, upsert};
 
 /// Entities that are written.
-const ENTITIES: u64 = 60;
+const ENTITIES: u64 = 200;
 /// Changes of one request.
 const BATCH: u64 = 20;
 /// Between two requests.
@@ -20,17 +23,22 @@ const PACE: Duration = Duration::from_millis(40);
 /// As much is written without a pause at first.
 const BURST_BATCHES: u64 = 50;
 
-/// The daemon that clients turn to; a new one after a restart.
+/// The daemon that clients turn to, by its two listeners; another one after a restart or a hand-over.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Target(Arc<Mutex<String>>);
+pub(crate) struct Target(Arc<Mutex<(String, String)>>);
 
 impl Target {
     pub(crate) fn set(&self, daemon: &Daemon) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = format!("{}/api/catalog", daemon.http);
+        let urls = (format!("{}/api/catalog", daemon.http), format!("{}/status", daemon.admin));
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = urls;
     }
 
     fn url(&self) -> String {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
+    }
+
+    fn status_url(&self) -> String {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).1.clone()
     }
 }
 
@@ -43,10 +51,11 @@ struct Shared {
     written: Marks,
     read: Marks,
     filed: Marks,
+    seen: Mutex<Vec<Seen>>,
     failures: AtomicU64,
 }
 
-/// Writer, reader and watcher of one cell. Dropped, they end.
+/// Writer, reader and watchers of one cell. Dropped, they end.
 pub(crate) struct Load {
     shared: Arc<Shared>,
     writer: Option<JoinHandle<()>>,
@@ -77,7 +86,7 @@ impl Load {
         let client = reqwest::Client::builder().timeout(Duration::from_secs(8)).build()?;
         let writer = tokio::spawn(write(shared.clone(), target.clone(), client.clone()));
         let reader = tokio::spawn({
-            let (shared, target, broken) = (shared.clone(), target.clone(), broken.clone());
+            let (shared, target, broken, client) = (shared.clone(), target.clone(), broken.clone(), client.clone());
             async move {
                 if let Err(error) = read(&shared, &target, &client).await {
                     *broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(format!("{error:#}"));
@@ -85,7 +94,8 @@ impl Load {
             }
         });
         let watcher = tokio::spawn(watch(shared.clone(), file));
-        Ok(Load { shared, writer: Some(writer), others: vec![reader, watcher], broken })
+        let observer = tokio::spawn(observe(shared.clone(), target.clone(), client));
+        Ok(Load { shared, writer: Some(writer), others: vec![reader, watcher, observer], broken })
     }
 
     /// The last offset whose write was answered.
@@ -106,6 +116,16 @@ impl Load {
             Ok(last(marks) >= offset)
         })
         .await
+    }
+
+    /// The stored checkpoints of the harmed sink, as `/status` showed them.
+    pub(crate) fn seen(&self) -> Vec<Seen> {
+        self.shared.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The last of these.
+    pub(crate) fn checkpoint(&self) -> Offset {
+        self.seen().last().map_or(Offset::ZERO, |seen| seen.checkpoint)
     }
 
     /// How often a request failed so far.
@@ -245,6 +265,25 @@ async fn watch(shared: Arc<Shared>, path: PathBuf) {
         } else if length < bytes {
             // A torn line was cut off; it had no end yet.
             bytes = length;
+        }
+    }
+}
+
+/// Looks at the harmed sink's row for ever. Of a replica that stands by it is some seconds old, which is a checkpoint too.
+async fn observe(shared: Arc<Shared>, target: Target, client: reqwest::Client) {
+    loop {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let url = target.status_url();
+        let Ok(status) = get(&client, &url).await else { continue };
+        let sink = &status["sinks"][SINK];
+        let (Some(generation), Some(checkpoint)) = (sink["detail"]["generation"].as_u64(), sink["checkpoint"].as_u64())
+        else {
+            continue;
+        };
+        // A daemon that was replaced meanwhile may have answered late.
+        if target.status_url() == url {
+            let seen = Seen { generation, checkpoint: checkpoint.into() };
+            shared.seen.lock().unwrap_or_else(PoisonError::into_inner).push(seen);
         }
     }
 }
