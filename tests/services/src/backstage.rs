@@ -71,6 +71,8 @@ pub enum Division {
     Database,
     /// One database, a schema for each plugin; the catalog's is `catalog`.
     Schema,
+    /// The same with a prefix before each schema's name, which only the new release knows; the catalog's is `portal_catalog`.
+    PrefixedSchema,
 }
 
 /// What becomes of entities whose parent no longer mentions them.
@@ -113,9 +115,20 @@ pub struct Backstage {
     server: Server,
     port: Port,
     control_port: Port,
-    database_url: String,
-    division: Division,
+    tables: Tables,
+    options: BackstageOptions,
     client: reqwest::Client,
+}
+
+/// Where one installation keeps its tables.
+#[derive(Clone, Debug)]
+struct Tables {
+    postgres_port: u16,
+    prefix: String,
+    /// The database that the backend connects to.
+    database: String,
+    /// The database with the catalog's tables.
+    catalog_url: String,
 }
 
 impl Backstage {
@@ -138,29 +151,46 @@ impl Backstage {
     /// Starts a backend whose tables are in new databases of `postgres`, and waits until its catalog answers.
     pub async fn start(postgres: &Postgres, options: BackstageOptions) -> Result<Self> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
-        let application = Self::install(options.version).await?;
-        let harness = publish_harness(&application)?;
         let prefix = format!("backstage_{}_", COUNT.fetch_add(1, Ordering::Relaxed));
-        let (division, database, catalog_database) = match options.division {
-            Division::Database => ("database", "postgres".to_owned(), format!("{prefix}catalog")),
-            Division::Schema => {
+        let (database, catalog_database) = match options.division {
+            Division::Database => ("postgres".to_owned(), format!("{prefix}catalog")),
+            Division::Schema | Division::PrefixedSchema => {
                 let database = format!("{prefix}all");
                 postgres.create_database(&database).await?;
-                ("schema", database.clone(), database)
+                (database.clone(), database)
             }
+        };
+        let catalog_url = postgres.url(&catalog_database);
+        let tables = Tables { postgres_port: postgres.port(), prefix, database, catalog_url };
+        Self::start_on(tables, options).await
+    }
+
+    /// Starts another backend on the same tables, as an installation is scaled out.
+    pub async fn start_replica(&self) -> Result<Self> {
+        Self::start_on(self.tables.clone(), self.options.clone()).await
+    }
+
+    async fn start_on(tables: Tables, options: BackstageOptions) -> Result<Self> {
+        let application = Self::install(options.version).await?;
+        let harness = publish_harness(&application)?;
+        let (division, schema_prefix) = match options.division {
+            Division::Database => ("database", ""),
+            Division::Schema => ("schema", ""),
+            Division::PrefixedSchema => ("schema", "    schemaPrefix: portal_\n"),
         };
         let directory = Supervisor::get()?.create_directory("backstage")?;
         let config = directory.join("app-config.yaml");
-        fs::write(&config, include_str!("../backstage/app-config.yaml"))
-            .with_context(|| format!("writing {}", config.display()))?;
+        let text = include_str!("../backstage/app-config.yaml");
+        let text = text.replace("    pluginDivisionMode:", &format!("{schema_prefix}    pluginDivisionMode:"));
+        fs::write(&config, text).with_context(|| format!("writing {}", config.display()))?;
         let (port, control_port) = (Port::reserve()?, Port::reserve()?);
         let mut command = Command::new("node");
         command.arg(harness).arg("--config").arg(config).current_dir(&application);
         command.env("NODE_ENV", "production").env("BACKSTAGE_TOKEN", TOKEN);
         command.env("BACKSTAGE_PORT", port.number().to_string());
         command.env("BACKSTAGE_CONTROL_PORT", control_port.number().to_string());
-        command.env("BACKSTAGE_POSTGRES_PORT", postgres.port().to_string());
-        command.env("BACKSTAGE_DATABASE", &database).env("BACKSTAGE_DATABASE_PREFIX", &prefix);
+        command.env("BACKSTAGE_POSTGRES_PORT", tables.postgres_port.to_string());
+        command.env("BACKSTAGE_DATABASE", &tables.database).env("BACKSTAGE_DATABASE_PREFIX", &tables.prefix);
         command.env("BACKSTAGE_DIVISION", division);
         command.env("BACKSTAGE_PROCESSING_SECONDS", options.processing_seconds.to_string());
         command.env(
@@ -182,8 +212,7 @@ impl Backstage {
         // Without idle connections, which belong to the runtime of the test that opened them.
         let client = reqwest::Client::builder().pool_max_idle_per_host(0).no_proxy().build();
         let client = client.context("building an HTTP client")?;
-        let database_url = postgres.url(&catalog_database);
-        let mut backstage = Self { server, port, control_port, database_url, division: options.division, client };
+        let mut backstage = Self { server, port, control_port, tables, options, client };
         backstage.start_again().await?;
         Ok(backstage)
     }
@@ -200,14 +229,15 @@ impl Backstage {
 
     /// The URL of the database with the catalog's tables.
     pub fn database_url(&self) -> &str {
-        &self.database_url
+        &self.tables.catalog_url
     }
 
     /// The schema with the catalog's tables.
     pub fn schema(&self) -> &'static str {
-        match self.division {
+        match self.options.division {
             Division::Database => "public",
             Division::Schema => "catalog",
+            Division::PrefixedSchema => "portal_catalog",
         }
     }
 
@@ -356,7 +386,7 @@ impl Backstage {
     where
         T: for<'row> sqlx::Decode<'row, sqlx::Postgres> + sqlx::Type<sqlx::Postgres> + Send + Unpin,
     {
-        let url = &self.database_url;
+        let url = &self.tables.catalog_url;
         let connected = <sqlx::PgConnection as sqlx::Connection>::connect(url).await;
         let mut connection = connected.with_context(|| format!("connecting to {url}"))?;
         let read = sqlx::query_scalar(sqlx::AssertSqlSafe(query)).fetch_one(&mut connection).await;

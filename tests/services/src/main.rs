@@ -36,7 +36,7 @@ async fn install(names: &[&str]) -> Result<()> {
     for name in names {
         match *name {
             "postgres" => {
-                for version in [PostgresVersion::V14, PostgresVersion::V17, PostgresVersion::V18] {
+                for version in PostgresVersion::ALL {
                     Postgres::install(version).await?;
                 }
             }

@@ -27,13 +27,15 @@ use crate::{
 pub struct PgBouncerOptions {
     /// Server connections for each database; a low number makes clients change hands often.
     pub pool_size: u32,
+    /// The role that every client is at the server.
+    pub role: String,
     /// Further lines of the section `[pgbouncer]`, name and value.
     pub settings: Vec<(String, String)>,
 }
 
 impl Default for PgBouncerOptions {
     fn default() -> Self {
-        Self { pool_size: 2, settings: Vec::new() }
+        Self { pool_size: 2, role: "postgres".to_owned(), settings: Vec::new() }
     }
 }
 
@@ -62,7 +64,7 @@ impl PgBouncer {
         Ok(unpacked.join("usr/sbin/pgbouncer"))
     }
 
-    /// Starts a pooler before `postgres`. Every client is let in, and is user `postgres` there.
+    /// Starts a pooler before `postgres`. Every client is let in, and is the role of the options there.
     pub async fn start(postgres: &Postgres, options: PgBouncerOptions) -> Result<Self> {
         let program = Self::install().await?;
         let directory = Supervisor::get()?.create_directory("pgbouncer")?;
@@ -72,7 +74,7 @@ impl PgBouncer {
         let mut text = format!(
             "\
 [databases]
-* = host=127.0.0.1 port={} user=postgres
+* = host=127.0.0.1 port={} user={}
 [pgbouncer]
 listen_addr = 127.0.0.1
 listen_port = {}
@@ -83,6 +85,7 @@ default_pool_size = {}
 max_client_conn = 500
 ",
             postgres.port(),
+            options.role,
             port.number(),
             options.pool_size,
         );

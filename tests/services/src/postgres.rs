@@ -1,4 +1,4 @@
-//! PostgreSQL 14, 17 and 18: the relocatable server builds that are published as Maven artifacts.
+//! PostgreSQL 14 to 18: the relocatable server builds that are published as Maven artifacts.
 //!
 //! User `postgres`, no password. The builds hold no client programs; databases are created over a connection.
 
@@ -44,6 +44,10 @@ log_line_prefix = '%m [%p] %d '
 pub enum PostgresVersion {
     /// 14, the oldest release that its makers still support.
     V14,
+    /// 15.
+    V15,
+    /// 16.
+    V16,
     /// 17, the default.
     #[default]
     V17,
@@ -52,9 +56,14 @@ pub enum PostgresVersion {
 }
 
 impl PostgresVersion {
+    /// All of them, oldest first.
+    pub const ALL: [Self; 5] = [Self::V14, Self::V15, Self::V16, Self::V17, Self::V18];
+
     fn artifact_version(self) -> &'static str {
         match self {
             Self::V14 => "14.20.0",
+            Self::V15 => "15.15.0",
+            Self::V16 => "16.11.0",
             Self::V17 => "17.7.0",
             Self::V18 => "18.1.0",
         }
