@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use catalog_bridge_api::EntityRef;
 use catalog_bridge_history::Truth;
 use serde_json::{Value, json};
-use sqlx::{Connection, PgConnection, Row};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
 const SCHEMA: &str = include_str!("../../src/source/backstage_db/testdata/catalog-4.0.5.sql");
 
@@ -33,6 +33,11 @@ impl Catalog {
         &self.bridge_url
     }
 
+    /// The catalog's database, as its owner reaches it.
+    pub fn owner_url(&self) -> &str {
+        &self.owner_url
+    }
+
     /// A connection of the catalog's own backend.
     pub async fn connect(&self) -> Result<PgConnection> {
         Ok(PgConnection::connect(&self.owner_url).await?)
@@ -48,18 +53,44 @@ impl Catalog {
         remove(&mut self.connect().await?, name).await
     }
 
+    /// Adds `fill-0`, `fill-1`, … with numbers, bodies of about so many bytes, quicker than stitching could.
+    pub async fn fill(&self, count: u64, bytes: usize) -> Result<()> {
+        let mut connection = self.connect().await?;
+        let filled = format!(
+            "set session_replication_role = replica;
+             insert into refresh_state (entity_id, entity_ref, unprocessed_entity, errors, next_update_at, last_discovery_at)
+             select 'fill-' || n, 'component:default/fill-' || n, '{{}}', '[]', now(), now() from generate_series(0, {count} - 1) n;
+             insert into final_entities (entity_id, hash, final_entity, last_updated_at, entity_ref, generation)
+             select 'fill-' || n, 'hash-' || n, jsonb_build_object('apiVersion', 'backstage.io/v1alpha1', 'kind', 'Component',
+               'metadata', jsonb_build_object('name', 'fill-' || n, 'namespace', 'default', 'uid', 'fill-' || n),
+               'spec', jsonb_build_object('type', 'service', 'lifecycle', 'production', 'owner', 'team-' || n % 50,
+                 'text', repeat(md5(n::text), {repeats})))::text, now(), 'component:default/fill-' || n,
+               n + 1 + (select generation from catalog_generation_counter)
+             from generate_series(0, {count} - 1) n;
+             update catalog_generation_counter set generation = generation + {count};
+             reset session_replication_role",
+            repeats = bytes / 32
+        );
+        sqlx::raw_sql(AssertSqlSafe(filled)).execute(&mut connection).await.context("filling the catalog")?;
+        sqlx::raw_sql("vacuum analyze final_entities").execute(&mut connection).await?;
+        Ok(())
+    }
+
     /// What the catalog holds now.
     pub async fn truth(&self) -> Result<Truth> {
-        let mut connection = self.connect().await?;
-        let rows = sqlx::query("select entity_ref, final_entity from final_entities where final_entity is not null")
-            .fetch_all(&mut connection)
-            .await?;
-        rows.iter()
-            .map(|row| {
-                Ok((EntityRef::parse(row.try_get("entity_ref")?)?, serde_json::from_str(row.try_get("final_entity")?)?))
-            })
-            .collect()
+        read_truth(&self.owner_url, "public").await
     }
+}
+
+/// What the catalog of a database holds now.
+pub async fn read_truth(owner_url: &str, schema: &str) -> Result<Truth> {
+    let mut connection = PgConnection::connect(owner_url).await?;
+    let query = format!("select entity_ref, final_entity from {schema}.final_entities where final_entity is not null");
+    let rows = sqlx::query(AssertSqlSafe(query)).fetch_all(&mut connection).await?;
+    let entity = |row: &sqlx::postgres::PgRow| {
+        Ok((EntityRef::parse(row.try_get("entity_ref")?)?, serde_json::from_str(row.try_get("final_entity")?)?))
+    };
+    rows.iter().map(entity).collect()
 }
 
 /// The entity as it is stitched.
