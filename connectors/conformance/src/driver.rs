@@ -18,7 +18,7 @@ use uuid::Uuid;
 use crate::Destination;
 
 /// Whatever takes longer than this never comes.
-const PATIENCE: Duration = Duration::from_secs(40);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// One sink: what it knows between sessions.
 pub(crate) struct Sink {
@@ -43,6 +43,8 @@ pub(crate) enum Ending {
     FeedAfter(usize),
     /// The future is dropped after so many were acknowledged, or after the time.
     DropAfter { acknowledged: usize, at_most: Duration },
+    /// The lease ends after so many were acknowledged; the session ends by itself.
+    LeaseAfter(usize),
 }
 
 /// What a session came to.
@@ -121,6 +123,7 @@ impl Sink {
             lanes: HashMap::new(),
             open: BTreeMap::new(),
             open_bytes: 0,
+            lease: self.lease.clone(),
             outcome: Outcome { result: None, acknowledged: BTreeSet::new(), offered: BTreeSet::new() },
             state: None,
         };
@@ -142,6 +145,18 @@ impl Sink {
 
     /// Opens sessions, each by a connector that is built anew, until everything is acknowledged.
     pub(crate) async fn deliver(&mut self, destination: &Arc<dyn Destination>, events: &[Event]) -> Result<()> {
+        match self.deliver_or_fail(destination, events).await? {
+            Ok(()) => Ok(()),
+            Err(error) => bail!("unexpected: {error}"),
+        }
+    }
+
+    /// The same until an error that does not pass.
+    pub(crate) async fn deliver_or_fail(
+        &mut self,
+        destination: &Arc<dyn Destination>,
+        events: &[Event],
+    ) -> Result<Result<(), ConnectorError>> {
         let begun = Instant::now();
         let last = events.last().context("events")?.offset;
         while self.checkpoint < last {
@@ -155,10 +170,10 @@ impl Sink {
             match result {
                 Ok(()) => {}
                 Err(ConnectorError::Transient { .. }) => tokio::time::sleep(Duration::from_millis(50)).await,
-                Err(error) => bail!("unexpected: {error}"),
+                Err(error) => return Ok(Err(error)),
             }
         }
-        Ok(())
+        Ok(Ok(()))
     }
 }
 
@@ -190,6 +205,7 @@ struct Live {
     /// Taken into the window and not acknowledged: lane and bytes.
     open: BTreeMap<Offset, (String, usize)>,
     open_bytes: usize,
+    lease: Lease,
     outcome: Outcome,
     state: Option<serde_json::Value>,
 }
@@ -215,6 +231,12 @@ impl Live {
                 Ending::DropAfter { acknowledged, .. } => {
                     if self.outcome.acknowledged.len() >= acknowledged {
                         break;
+                    }
+                    false
+                }
+                Ending::LeaseAfter(acknowledged) => {
+                    if self.outcome.acknowledged.len() >= acknowledged {
+                        self.lease.end();
                     }
                     false
                 }

@@ -1,14 +1,16 @@
 //! The kit that judges a connector: give it a destination and a way to read back what that holds, and it runs the battery.
 //!
 //! Judged is the contract of `connectors/api`: order per lane, truth of acknowledgements, resumption after the acknowledged
-//! prefix, *stored but the answer was lost*, replays under a new generation, foreign tails, refusals, sizes, hostile names, and
-//! that a dropped session writes nothing more. A connector's `tests/conformance.rs` is a [`Patient`] and one call of
+//! prefix, *stored but the answer was lost*, replays under a new generation, foreign tails, refusals that block or are skipped,
+//! sizes, hostile names, slow destinations, stops in mid-window, that every message names its origin, and that a session which was
+//! dropped or lost its lease writes nothing more. A connector's `tests/conformance.rs` is a [`Patient`] and one call of
 //! [`judge`], nothing else. Knows no protocol; never part of the binary.
 
 mod battery;
 mod driver;
 mod events;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -51,10 +53,26 @@ pub trait Destination: Send + Sync {
     }
 
     /// Makes it refuse for good every message of the entities whose name begins with `refused-`. `false`: it refuses nothing.
+    /// Their messages have more than [`REFUSED_BYTES`], all others less than a tenth of it, so a limit of size will do.
     async fn refuse(&self) -> Result<bool> {
         Ok(false)
     }
+
+    /// Makes it slow from now on: each answer comes late, by a tenth of a second or so, and nothing fails. `false`: it cannot
+    /// be slowed.
+    async fn slow(&self) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// The headers of every message that it holds, in any order; of structured messages the body's attributes. Empty: there are
+    /// none to see.
+    async fn read_headers(&self) -> Result<Vec<BTreeMap<String, String>>> {
+        Ok(Vec::new())
+    }
 }
+
+/// What a message has at least that a destination is to refuse ([`Destination::refuse`]).
+pub const REFUSED_BYTES: usize = 60_000;
 
 /// One fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,13 +1,14 @@
 //! The kit itself: a right connector passes, and each wrong one fails in the check that is there for it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Result;
 use async_trait::async_trait;
 use catalog_bridge_api::{
-    Acks, CheckReport, Claim, Connector, ConnectorError, Encoding, Feed, Limits, Message, Offset, Ordering, Session,
+    Acks, BRIDGE_GENERATION, BRIDGE_LOG_ID, BRIDGE_OFFSET, CheckReport, Claim, Connector, ConnectorError, Encoding,
+    Feed, Limits, Message, Offset, Ordering, Session,
 };
 use catalog_bridge_conformance::{Delivered, Destination, Harm, Patient, Promises, judge, judge_by};
 use uuid::Uuid;
@@ -23,14 +24,22 @@ enum Wrong {
     IgnoresItsTail,
     WritesAfterDrop,
     ChangesRepeatedBytes,
+    NamesNoLog,
+    PassesOverRefused,
+    BlamesANeighbour,
+    ForgetsTheRest,
+    SendsWithoutLease,
+    IsImpatient,
 }
 
 /// A server in memory: appends, and can be harmed.
 #[derive(Default)]
 struct Server {
     stored: Vec<(Uuid, Delivered)>,
+    headers: Vec<BTreeMap<String, String>>,
     harm: Option<Harm>,
     refuses: bool,
+    is_slow: bool,
 }
 
 enum Answer {
@@ -40,7 +49,7 @@ enum Answer {
 }
 
 impl Server {
-    fn append(&mut self, message: &Message, bytes: Vec<u8>) -> Answer {
+    fn append(&mut self, message: &Message, bytes: Vec<u8>, headers: BTreeMap<String, String>) -> Answer {
         match self.harm.take() {
             Some(Harm::Nack) => return Answer::Nacked,
             Some(Harm::Cut) => return Answer::Cut,
@@ -52,6 +61,7 @@ impl Server {
                     bytes,
                 };
                 self.stored.push((message.id.log_id, delivered));
+                self.headers.push(headers);
                 if answer.is_some() {
                     return Answer::Cut;
                 }
@@ -104,6 +114,15 @@ impl Destination for Memory {
     async fn refuse(&self) -> Result<bool> {
         self.server().refuses = true;
         Ok(true)
+    }
+
+    async fn slow(&self) -> Result<bool> {
+        self.server().is_slow = true;
+        Ok(true)
+    }
+
+    async fn read_headers(&self) -> Result<Vec<BTreeMap<String, String>>> {
+        Ok(self.server().headers.clone())
     }
 }
 
@@ -168,6 +187,13 @@ impl Session for MemorySession {
             {
                 batch.push_back(message);
             }
+            // Full batches, so that a message sent once more at their end has been overtaken.
+            while wrong == Wrong::ReordersAfterNack
+                && batch.len() < 8
+                && let Ok(Some(message)) = tokio::time::timeout(Duration::from_millis(50), feed.next()).await
+            {
+                batch.push_back(message);
+            }
             batch.retain(|message| message.offset() > self.stored);
             if wrong == Wrong::AcknowledgesEarly {
                 batch.iter().for_each(|message| acks.one(message.offset()));
@@ -179,11 +205,39 @@ impl Session for MemorySession {
                 tokio::spawn(async move {
                     tokio::time::sleep(Duration::from_millis(500)).await;
                     for message in &late {
-                        memory.server().append(message, message.body.to_vec());
+                        memory.server().append(message, message.body.to_vec(), BTreeMap::new());
                     }
                 });
             }
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            if wrong == Wrong::SendsWithoutLease {
+                while let Some(message) = feed.try_next() {
+                    batch.push_back(message);
+                }
+            }
+            let is_slow = self.memory.server().is_slow;
+            if wrong == Wrong::IsImpatient && is_slow {
+                return Err(ConnectorError::transient("append", "memory", "no answer within a millisecond"));
+            }
+            tokio::time::sleep(Duration::from_millis(if is_slow { 20 } else { 1 })).await;
+            if wrong == Wrong::SendsWithoutLease {
+                for message in batch {
+                    tokio::time::sleep(Duration::from_millis(60)).await;
+                    self.send(VecDeque::from([message]), &acks)?;
+                }
+                continue;
+            }
+            if wrong == Wrong::ForgetsTheRest && batch.len() < 8 {
+                // Kept for a fuller batch, which the feed's end never brings.
+                while let Some(message) = feed.next().await {
+                    batch.push_back(message);
+                    if batch.len() == 8 {
+                        break;
+                    }
+                }
+                if batch.len() < 8 {
+                    return Ok(());
+                }
+            }
             self.send(batch, &acks)?;
         }
         Ok(())
@@ -193,6 +247,7 @@ impl Session for MemorySession {
 impl MemorySession {
     fn send(&self, mut batch: VecDeque<Message>, acks: &Acks) -> Result<(), ConnectorError> {
         let wrong = self.memory.wrong;
+        let last = batch.back().map(Message::offset).unwrap_or_default();
         let failed = |reason: &str| ConnectorError::transient("append", "memory", reason.to_owned());
         while let Some(message) = batch.pop_front() {
             if wrong == Wrong::SkipsOne && message.offset().get() == 13 {
@@ -200,8 +255,14 @@ impl MemorySession {
                 continue;
             }
             if self.memory.server().refuses && message.entity_ref.name().starts_with("refused-") {
+                if wrong == Wrong::PassesOverRefused {
+                    acks.one(message.offset());
+                    continue;
+                }
+                // Whoever was in the same batch, for a connector that does not look closer.
+                let blamed = if wrong == Wrong::BlamesANeighbour { last } else { message.offset() };
                 return Err(ConnectorError::Refused {
-                    offset: message.offset(),
+                    offset: blamed,
                     entity_ref: message.entity_ref.clone(),
                     endpoint: "memory".to_owned(),
                     reason: "scripted".to_owned(),
@@ -211,7 +272,7 @@ impl MemorySession {
             if wrong == Wrong::ChangesRepeatedBytes {
                 bytes.extend(self.epoch.to_be_bytes());
             }
-            let answer = self.memory.server().append(&message, bytes);
+            let answer = self.memory.server().append(&message, bytes, headers(&message, wrong));
             match answer {
                 Answer::Stored => acks.one(message.offset()),
                 Answer::Nacked if wrong == Wrong::ReordersAfterNack => batch.push_back(message),
@@ -221,6 +282,17 @@ impl MemorySession {
         }
         Ok(())
     }
+}
+
+fn headers(message: &Message, wrong: Wrong) -> BTreeMap<String, String> {
+    let mut headers = BTreeMap::from([
+        (BRIDGE_GENERATION.to_owned(), message.id.generation.to_string()),
+        (BRIDGE_OFFSET.to_owned(), message.id.offset.to_string()),
+    ]);
+    if wrong != Wrong::NamesNoLog {
+        headers.insert(BRIDGE_LOG_ID.to_owned(), message.id.log_id.to_string());
+    }
+    headers
 }
 
 /// Each of these checks finds it.
@@ -269,4 +341,42 @@ async fn writing_after_the_drop_is_found() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn other_bytes_in_a_repetition_are_found() {
     check(Wrong::ChangesRepeatedBytes, &["a lost checkpoint repeats at most what it must"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_without_its_log_is_found() {
+    check(Wrong::NamesNoLog, &["every message names its log, generation and offset"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn passing_over_a_refused_event_is_found() {
+    check(
+        Wrong::PassesOverRefused,
+        &["a refused event is named and not stored", "refused events are skipped and cost no other"],
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn blaming_a_neighbour_for_a_refusal_is_found() {
+    check(
+        Wrong::BlamesANeighbour,
+        &["a refused event is named and not stored", "refused events are skipped and cost no other"],
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn forgetting_the_rest_at_a_stop_is_found() {
+    check(Wrong::ForgetsTheRest, &["the feed's end flushes what is in flight"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sending_after_the_lease_ended_is_found() {
+    check(Wrong::SendsWithoutLease, &["nothing is sent after the lease ended in mid-window"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn giving_up_on_a_slow_destination_is_found() {
+    check(Wrong::IsImpatient, &["a slow destination only takes time"]).await;
 }

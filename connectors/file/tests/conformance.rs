@@ -1,5 +1,6 @@
 //! The file sink under the kit, and what only a file can suffer.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,7 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use async_trait::async_trait;
 use catalog_bridge_api::{BuildContext, Connector, ConnectorKind, Ordering, SinkName};
-use catalog_bridge_conformance::{Delivered, Destination, Harm, Patient, Promises, judge};
+use catalog_bridge_conformance::{Delivered, Destination, Patient, Promises, judge};
 
 struct Files;
 
@@ -40,14 +41,20 @@ impl Destination for OneFile {
         text.lines().map(delivered).collect()
     }
 
-    async fn harm(&self, _: Harm) -> Result<bool> {
-        Ok(false)
+    async fn read_headers(&self) -> Result<Vec<BTreeMap<String, String>>> {
+        let text = std::fs::read_to_string(&self.path)?;
+        text.lines().map(attributes).collect()
     }
 }
 
 fn build(path: &Path, ordering: Ordering) -> Result<Box<dyn Connector>> {
     let context = BuildContext { sink: SinkName::parse("conformance")?, ordering, ensure: false };
     Ok(catalog_bridge_file::KIND.build(serde_json::json!({ "path": path }), context)?)
+}
+
+fn attributes(line: &str) -> Result<BTreeMap<String, String>> {
+    let value: BTreeMap<String, serde_json::Value> = serde_json::from_str(line)?;
+    Ok(value.into_iter().filter_map(|(name, value)| Some((name, value.as_str()?.to_owned()))).collect())
 }
 
 fn delivered(line: &str) -> Result<Delivered> {

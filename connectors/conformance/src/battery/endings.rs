@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
-use catalog_bridge_api::{Lease, Offset, Ordering};
+use anyhow::{Context, Result, bail, ensure};
+use catalog_bridge_api::{ConnectorError, Lease, Offset, Ordering};
 use rand::Rng;
 
 use super::{Bench, offsets};
@@ -51,18 +51,23 @@ pub(super) async fn dropped_is_silent(bench: Bench) -> Result<Verdict> {
 }
 
 pub(super) async fn feed_end(bench: Bench) -> Result<Verdict> {
-    let events = updates(200, 200);
+    bench.destination.slow().await?;
+    let events = updates(600, 200);
     let mut sink = Sink::new(Ordering::Entity);
-    let connector = bench.connector()?;
-    let count = connector.limits().window_events.clamp(1, 37);
-    let messages = sink.encode(&*connector, &events);
-    let outcome = sink.session(&*connector, &messages, Ending::FeedAfter(count)).await?;
-    match outcome.result {
-        Some(Ok(())) => {}
-        other => bail!("expected a clean end after the feed's: {other:?}"),
+    for _ in 0..4 {
+        let connector = bench.connector()?;
+        let count = rand::rng().random_range(1..100).min(connector.limits().window_events);
+        let messages = sink.encode(&*connector, &events);
+        let outcome = sink.session(&*connector, &messages, Ending::FeedAfter(count)).await?;
+        match outcome.result {
+            Some(Ok(())) => {}
+            other => bail!("expected a clean end after the feed's: {other:?}"),
+        }
+        let left: Vec<_> = outcome.offered.difference(&outcome.acknowledged).take(3).collect();
+        ensure!(left.is_empty(), "{left:?} were offered and not flushed");
     }
-    let left: Vec<_> = outcome.offered.difference(&outcome.acknowledged).take(3).collect();
-    ensure!(left.is_empty(), "{left:?} were offered and not flushed");
+    sink.deliver(&bench.destination, &events).await?;
+    bench.check(&sink, &events, 0).await.context("after stops in mid-window")?;
     Ok(Verdict::Held)
 }
 
@@ -78,5 +83,42 @@ pub(super) async fn no_lease(bench: Bench) -> Result<Verdict> {
     let _ = sink.session(&*connector, &messages, ending).await;
     let stored = bench.destination.read_back().await?.len();
     ensure!(stored == 0, "{stored} messages were sent without the lease");
+    Ok(Verdict::Held)
+}
+
+pub(super) async fn lost_lease(bench: Bench) -> Result<Verdict> {
+    // So that much is under way when the lease ends, where that can be had.
+    bench.destination.slow().await?;
+    let events = updates(1_000, 1_000);
+    let mut sink = Sink::new(Ordering::Entity);
+    let connector = bench.connector()?;
+    let messages = sink.encode(&*connector, &events);
+    let (lease, destination) = (sink.lease.clone(), bench.destination.clone());
+    let counting = tokio::spawn(async move {
+        while lease.is_held() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        // What was sent before may land still.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        anyhow::Ok(destination.read_back().await?.len())
+    });
+    let outcome = sink.session(&*connector, &messages, Ending::LeaseAfter(1)).await;
+    sink.lease.end();
+    let soon = counting.await.context("counting")??;
+    let outcome = outcome?;
+    match outcome.result {
+        Some(Ok(()) | Err(ConnectorError::Transient { .. } | ConnectorError::Fenced { .. })) => {}
+        None => bail!("the session goes on without its lease"),
+        Some(Err(error)) => bail!("expected an end of the session: {error}"),
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let stored = bench.destination.read_back().await?;
+    ensure!(stored.len() == soon, "{} messages were sent after the lease had ended", stored.len() - soon);
+    let stored = offsets(&stored);
+    let missing: Vec<_> = outcome.acknowledged.difference(&stored).take(3).collect();
+    ensure!(missing.is_empty(), "{missing:?} were acknowledged and are not there");
+    sink.lease = Lease::unlimited();
+    sink.deliver(&bench.destination, &events).await.context("the next owner")?;
+    bench.check(&sink, &events, bench.window()?).await?;
     Ok(Verdict::Held)
 }

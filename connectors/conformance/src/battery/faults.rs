@@ -1,5 +1,6 @@
 //! Destinations that refuse, and that are harmed while messages are in flight.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -9,27 +10,69 @@ use rand::Rng;
 use super::{Bench, offsets};
 use crate::driver::{Ending, Sink, of_generation};
 use crate::events::{event, updates};
-use crate::{Harm, Verdict};
+use crate::{Harm, REFUSED_BYTES, Verdict};
 
+/// As the driver does with `on_refused: block`: what comes before is delivered, and the event is refused whenever it comes again.
 pub(super) async fn refused(bench: Bench) -> Result<Verdict> {
     if !bench.destination.refuse().await? {
         return Ok(Verdict::NotApplicable("refuses nothing"));
     }
     let mut events = updates(20, 20);
-    events[9] = event(10, "refused-one", 10);
+    events[9] = event(10, "refused-one", REFUSED_BYTES);
     let mut sink = Sink::new(Ordering::Entity);
-    let connector = bench.connector()?;
-    let messages = sink.encode(&*connector, &events);
-    let outcome = sink.session(&*connector, &messages, Ending::Whole).await?;
-    match outcome.result {
-        Some(Err(ConnectorError::Refused { offset, .. })) if offset == Offset::new(10) => {}
-        other => bail!("expected Refused for offset 10: {other:?}"),
-    }
+    is_refused(sink.deliver_or_fail(&bench.destination, &events).await?, 10)?;
+    sink.deliver(&bench.destination, &events[..9]).await?;
+    is_refused(sink.deliver_or_fail(&bench.destination, &events).await?, 10)?;
     events.remove(9);
     sink.deliver(&bench.destination, &events).await?;
     let stored = offsets(&of_generation(&bench.destination, 1).await?);
     ensure!(!stored.contains(&Offset::new(10)), "the refused event is stored");
     bench.check(&sink, &events, bench.window()?).await?;
+    Ok(Verdict::Held)
+}
+
+fn is_refused(outcome: Result<(), ConnectorError>, offset: u64) -> Result<()> {
+    match outcome {
+        Err(ConnectorError::Refused { offset: found, .. }) if found == Offset::new(offset) => Ok(()),
+        other => bail!("expected Refused for offset {offset}: {other:?}"),
+    }
+}
+
+/// As the driver does with `on_refused: skip`: the first, the last, neighbours, and two of one entity.
+pub(super) async fn refused_and_skipped(bench: Bench) -> Result<Verdict> {
+    if !bench.destination.refuse().await? {
+        return Ok(Verdict::NotApplicable("refuses nothing"));
+    }
+    let refused = [1, 10, 11, 150, 200];
+    let mut events = updates(200, 10);
+    for offset in refused {
+        events[offset - 1] = event(offset as u64, &format!("refused-{}", offset % 2), REFUSED_BYTES);
+    }
+    let mut sink = Sink::new(Ordering::Entity);
+    let mut skipped = BTreeSet::new();
+    while let Err(error) = sink.deliver_or_fail(&bench.destination, &events).await? {
+        let ConnectorError::Refused { offset, .. } = error else { bail!("expected Refused: {error}") };
+        events.retain(|event| event.offset != offset);
+        ensure!(skipped.insert(offset.get() as usize), "offset {offset} was skipped and is refused again");
+    }
+    ensure!(skipped == BTreeSet::from(refused), "refused were {refused:?}, and skipped are {skipped:?}");
+    bench.check(&sink, &events, bench.window()?).await?;
+    Ok(Verdict::Held)
+}
+
+pub(super) async fn slowed(bench: Bench) -> Result<Verdict> {
+    if !bench.destination.slow().await? {
+        return Ok(Verdict::NotApplicable("cannot be slowed"));
+    }
+    let events = updates(600, 60);
+    let mut sink = Sink::new(Ordering::Entity);
+    let connector = bench.connector()?;
+    let messages = sink.encode(&*connector, &events);
+    match sink.session(&*connector, &messages, Ending::Whole).await?.result {
+        Some(Ok(())) => {}
+        other => bail!("expected one session without an error: {other:?}"),
+    }
+    bench.check(&sink, &events, 0).await?;
     Ok(Verdict::Held)
 }
 

@@ -50,9 +50,13 @@ pub(crate) async fn run(patient: &dyn Patient, is_wanted: impl Fn(&str) -> bool)
     check!("ten thousand entities arrive", order::many_entities);
     check!("hostile names arrive", order::hostile);
     check!("the smallest and the largest arrive", order::sizes);
+    check!("every message names its log, generation and offset", order::names_its_origin);
     check!("a refused event is named and not stored", faults::refused);
+    check!("refused events are skipped and cost no other", faults::refused_and_skipped);
     check!("the feed's end flushes what is in flight", endings::feed_end);
     check!("nothing is sent without the lease", endings::no_lease);
+    check!("nothing is sent after the lease ended in mid-window", endings::lost_lease);
+    check!("a slow destination only takes time", faults::slowed);
     check!("a nack loses and reorders nothing", |bench| faults::harmed(bench, Harm::Nack));
     check!("a cut connection loses and reorders nothing", |bench| faults::harmed(bench, Harm::Cut));
     check!("lost answers lose and reorder nothing", |bench| faults::harmed(bench, Harm::LoseAnswers));

@@ -1,7 +1,9 @@
 //! What arrives, in which order, and whole.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result, ensure};
-use catalog_bridge_api::{Event, Ordering};
+use catalog_bridge_api::{BRIDGE_GENERATION, BRIDGE_LOG_ID, BRIDGE_OFFSET, Event, Ordering};
 
 use super::Bench;
 use crate::Verdict;
@@ -67,5 +69,28 @@ pub(super) async fn sizes(bench: Bench) -> Result<Verdict> {
     ensure!(messages.get(4).is_none_or(|message| message.is_reference), "one larger goes as a reference");
     sink.deliver(&bench.destination, &events).await?;
     bench.check(&sink, &events, 0).await?;
+    Ok(Verdict::Held)
+}
+
+pub(super) async fn names_its_origin(bench: Bench) -> Result<Verdict> {
+    let events = updates(60, 7);
+    let mut sink = Sink::new(Ordering::Entity);
+    sink.generation = 3;
+    sink.deliver(&bench.destination, &events).await?;
+    let messages = bench.destination.read_headers().await?;
+    if messages.is_empty() {
+        return Ok(Verdict::NotApplicable("shows no headers"));
+    }
+    let mut offsets = BTreeSet::new();
+    for headers in &messages {
+        // Structured messages carry the same by CloudEvents' rules for names: `bridgelogid`.
+        let named =
+            |name: &str| headers.get(name).or_else(|| headers.get(&name.replacen("catalog-", "", 1).replace('-', "")));
+        let text = |name: &str| named(name).with_context(|| format!("no {name} in {headers:?}"));
+        ensure!(*text(BRIDGE_LOG_ID)? == sink.log_id.to_string(), "another log: {headers:?}");
+        ensure!(text(BRIDGE_GENERATION)? == "3", "another generation: {headers:?}");
+        offsets.insert(text(BRIDGE_OFFSET)?.parse::<u64>()?);
+    }
+    ensure!(messages.len() == 60 && offsets == (1..=60).collect(), "the offsets are {offsets:?}");
     Ok(Verdict::Held)
 }
