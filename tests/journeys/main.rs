@@ -9,4 +9,6 @@ mod backstage_to_kafka;
 mod bad_input;
 mod cli;
 mod consumer_loop;
+mod every_sink;
 mod restores;
+mod webhook_troubles;
