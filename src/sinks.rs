@@ -11,6 +11,8 @@ pub static CONNECTORS: &[&dyn ConnectorKind] = &[
     &catalog_bridge_rabbitmq::KIND,
     #[cfg(feature = "nats")]
     &catalog_bridge_nats::KIND,
+    #[cfg(feature = "sqs")]
+    &catalog_bridge_sqs::KIND,
     #[cfg(feature = "webhook")]
     &catalog_bridge_webhook::KIND,
     &catalog_bridge_file::KIND,

@@ -83,7 +83,9 @@ pub(super) async fn harmed(bench: Bench, harm: Harm) -> Result<Verdict> {
         if ordering == Ordering::Stream && !bench.stream {
             continue;
         }
-        let events = updates(3_000, 12);
+        // Whoever may not pipeline a stream sends one message at a time.
+        let is_slow = ordering == Ordering::Stream && !bench.connector()?.limits().prefix_safe;
+        let events = updates(if is_slow { 600 } else { 3_000 }, 12);
         let mut sink = Sink::new(ordering);
         sink.generation = generation;
         let destination = bench.destination.clone();
