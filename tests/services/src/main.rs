@@ -4,17 +4,29 @@ use std::env;
 
 use anyhow::{Result, bail};
 use catalog_bridge_services::{
-    Backstage, BackstageOptions, BackstageVersion, ElasticMq, Kafka, KafkaOptions, Nats, NatsOptions, PgBouncer,
-    PgBouncerOptions, Postgres, PostgresOptions, PostgresVersion, RabbitMq, RabbitMqOptions, RabbitMqVersion,
+    Backstage, BackstageOptions, BackstageVersion, ElasticMq, Kafka, KafkaOptions, KubeApiServer, KubernetesVersion,
+    Nats, NatsOptions, PgBouncer, PgBouncerOptions, Postgres, PostgresOptions, PostgresVersion, RabbitMq,
+    RabbitMqOptions, RabbitMqVersion, deployment,
 };
 
 const USAGE: &str = "usage: catalog-bridge-services install|up [NAME…]
   install  fills the cache (CATALOG_BRIDGE_CACHE); without a name, all
   up       starts servers on loopback, prints their addresses, stops them at Ctrl-C; without a name: postgres kafka backstage
-names: postgres kafka backstage backstage-old pgbouncer nats elasticmq rabbitmq";
+names: postgres kafka backstage backstage-old pgbouncer nats elasticmq rabbitmq
+       deployment (what judges the files of deploy/) kube-apiserver (for the long form of the tests)";
 
-const NAMES: &[&str] =
-    &["postgres", "kafka", "backstage", "backstage-old", "pgbouncer", "nats", "elasticmq", "rabbitmq"];
+const NAMES: &[&str] = &[
+    "postgres",
+    "kafka",
+    "backstage",
+    "backstage-old",
+    "pgbouncer",
+    "nats",
+    "elasticmq",
+    "rabbitmq",
+    "deployment",
+    "kube-apiserver",
+];
 const NAMES_BY_DEFAULT: &[&str] = &["postgres", "kafka", "backstage"];
 
 #[tokio::main]
@@ -44,6 +56,8 @@ async fn install(names: &[&str]) -> Result<()> {
             "backstage" => drop(Backstage::install(BackstageVersion::New).await?),
             "backstage-old" => drop(Backstage::install(BackstageVersion::Old).await?),
             "nats" => drop(Nats::install().await?),
+            "deployment" => deployment().await?,
+            "kube-apiserver" => drop(KubeApiServer::install().await?),
             "elasticmq" => drop(ElasticMq::install().await?),
             "rabbitmq" => {
                 for version in [RabbitMqVersion::V4, RabbitMqVersion::V3] {
@@ -54,6 +68,18 @@ async fn install(names: &[&str]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+async fn deployment() -> Result<()> {
+    for version in [KubernetesVersion::Old, KubernetesVersion::New] {
+        deployment::schemas(version).await?;
+    }
+    deployment::operator_schemas().await?;
+    deployment::promtool().await?;
+    deployment::kubeconform().await?;
+    deployment::actionlint().await?;
+    deployment::compose().await?;
+    deployment::helm().await.map(drop)
 }
 
 /// Holds the servers until Ctrl-C; whatever way this process then ends, its supervisor stops them.

@@ -8,10 +8,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use tokio::process::Command as InstallCommand;
 
 use crate::{
-    cache,
+    go,
     port::Port,
     process::StopSignal,
     server::{Readiness, Server, ServerSettings},
@@ -66,15 +65,7 @@ struct Ports {
 impl Nats {
     /// Builds the server if it is not cached yet: a minute on two cores.
     pub async fn install() -> Result<PathBuf> {
-        let installed = cache::installed(&format!("nats-{VERSION}"), async |directory| {
-            let mut go = InstallCommand::new("go");
-            go.args(["install", "-trimpath", "-ldflags", "-s -w"]);
-            go.arg(format!("github.com/nats-io/nats-server/v2@{VERSION}"));
-            go.env("CGO_ENABLED", "0").env("GOBIN", directory).current_dir(directory);
-            cache::run(&mut go).await.map(drop)
-        })
-        .await?;
-        Ok(installed.join("nats-server"))
+        go::program("github.com/nats-io/nats-server/v2", VERSION, go::Speed::OfRuns).await
     }
 
     /// Starts servers of their own for one test.
