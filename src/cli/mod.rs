@@ -72,7 +72,7 @@ enum Output {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Runs the daemon until SIGTERM or SIGINT; a second signal ends it at once.
-    Run,
+    Run(run::Run),
     /// Shows it all on this machine, without a server: example files, an embedded log, REST, events as they come.
     Demo(demo::Demo),
     /// Dials everything that the config names, and says what it finds; changes nothing.
@@ -130,7 +130,7 @@ fn start(cli: Cli) -> Result<ExitCode> {
 async fn execute(cli: Cli) -> Result<ExitCode> {
     let Cli { global, command } = cli;
     match command {
-        Command::Run => run::run(&global).await?,
+        Command::Run(run) => run.run(&global).await?,
         Command::Demo(demo) => demo.run(&global).await?,
         Command::Check(check) => return check.run(&global).await,
         Command::Schema(schema) => schema.run()?,

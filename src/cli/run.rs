@@ -1,24 +1,58 @@
 //! `run`: the daemon, until it is told to stop.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::Global;
 use crate::store::Backend;
-use crate::{daemon, telemetry};
+use crate::{daemon, http, telemetry};
 
-pub(super) async fn run(global: &Global) -> Result<()> {
+/// Where probes of a pod look while the config cannot be read: the chart's container port.
+const PROBED: &str = "0.0.0.0:8219";
+/// Pause between two starts that fail.
+const STAY_PAUSE: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Args)]
+pub(super) struct Run {
+    /// Never ends by itself: what would end the daemon, such as a wrong config, is logged and tried again each minute, and /healthz
+    /// answers on port 8219. For a sidecar, as a pod is ready only while all of its containers run.
+    #[arg(long)]
+    stay: bool,
+}
+
+impl Run {
+    pub(super) async fn run(&self, global: &Global) -> Result<()> {
+        let shutdown = CancellationToken::new();
+        stop_on_signals(&shutdown)?;
+        loop {
+            let Err(error) = start(global, &shutdown).await else { return Ok(()) };
+            if !self.stay || shutdown.is_cancelled() {
+                return Err(error);
+            }
+            telemetry::logging::start(&telemetry::logging::Settings::default());
+            let text = super::describe(&error);
+            error!(error = text, retry_in = ?STAY_PAUSE, "the daemon cannot run; it stays and tries again");
+            tokio::select! {
+                () = http::answer_alive(PROBED, &text) => {}
+                () = tokio::time::sleep(STAY_PAUSE) => {}
+                () = shutdown.cancelled() => return Ok(()),
+            }
+        }
+    }
+}
+
+async fn start(global: &Global, shutdown: &CancellationToken) -> Result<()> {
     let config = global.load()?;
     telemetry::logging::start(&config.logging);
     refuse_missing_directory(&config.store.backend)?;
-    let shutdown = CancellationToken::new();
-    stop_on_signals(&shutdown)?;
     info!(version = env!("CARGO_PKG_VERSION"), config = %global.config.display(), "starting");
-    daemon::run(config, shutdown).await
+    daemon::run(config, shutdown.clone()).await
 }
 
 /// The first SIGTERM or SIGINT stops in order; the second ends the process at once, which a restart makes good.

@@ -73,6 +73,24 @@ impl Listeners {
     }
 }
 
+/// Answers while there is no daemon at all, in a pod that must stay ready: alive, and 503 with the reason to everything else. Goes
+/// on until it is dropped.
+pub async fn answer_alive(address: &str, why: &str) {
+    match TcpListener::bind(address).await {
+        Ok(listener) => {
+            let why = why.to_owned();
+            let router = Router::new()
+                .route("/healthz", get(health::healthz))
+                .fallback(move || std::future::ready(Problem::new(Kind::StoreUnavailable, why).retry_after(60)));
+            server::accept(&listener, router, &super::Limits::default(), None, CancellationToken::new()).await;
+        }
+        Err(error) => {
+            tracing::warn!(address, %error, "probes cannot be answered");
+            std::future::pending().await
+        }
+    }
+}
+
 async fn listen(setting: &'static str, address: &str) -> Result<TcpListener, ServeError> {
     let bound = TcpListener::bind(address).await;
     bound.map_err(|source| ServeError { setting, address: address.to_owned(), source })
