@@ -1,3 +1,4 @@
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use crate::telemetry::metrics::Registry;
@@ -20,6 +21,7 @@ pub struct Metrics {
     deleted: Counter,
     deletable_bytes: Gauge,
     oldest: Gauge,
+    sink_ratio: Family<SinkLabel, Gauge<f64, AtomicU64>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -32,6 +34,11 @@ struct ActionLabel {
     action: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SinkLabel {
+    sink: String,
+}
+
 impl Default for Metrics {
     fn default() -> Self {
         Metrics {
@@ -41,6 +48,7 @@ impl Default for Metrics {
             deleted: Counter::default(),
             deletable_bytes: Gauge::default(),
             oldest: Gauge::default(),
+            sink_ratio: Family::default(),
         }
     }
 }
@@ -78,6 +86,11 @@ impl Metrics {
             "The smallest offset that a reader may resume after, as of the last pass of retention",
             self.oldest.clone(),
         );
+        registry.register(
+            "catalog_bridge_retention_sink_ratio",
+            "How much of retention's limit of bytes or events lies before a sink, from 0 to 1; at 1 the sink expires",
+            self.sink_ratio.clone(),
+        );
     }
 
     pub(crate) fn appended(&self, duration: Duration) {
@@ -95,6 +108,12 @@ impl Metrics {
         self.deleted.inc_by(report.deleted);
         self.deletable_bytes.set(i64::try_from(report.deletable_bytes).unwrap_or(i64::MAX));
         self.oldest.set(i64::try_from(report.oldest.get()).unwrap_or(i64::MAX));
+        // Sinks come and go, and those before which nothing lies are not in the report.
+        self.sink_ratio.clear();
+        for (sink, percent) in &report.sink_percent {
+            let percent = u32::try_from(*percent).unwrap_or(u32::MAX);
+            self.sink_ratio.get_or_create(&SinkLabel { sink: sink.clone() }).set(f64::from(percent) / 100.0);
+        }
     }
 
     pub(crate) fn failed(&self, action: &'static str) {

@@ -23,6 +23,7 @@ mod suite;
 mod tail;
 mod walk;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -337,6 +338,9 @@ pub struct RetentionReport {
     pub deletable_bytes: u64,
     /// Sinks that fell behind the limit and became expired in this pass.
     pub expired_sinks: Vec<String>,
+    /// Of enabled sinks: how much of the limit of bytes or events lies before them, in per cent; at 100 a sink expires. Those
+    /// before which nothing lies are left out.
+    pub sink_percent: BTreeMap<String, u64>,
 }
 
 /// The event log. Every method may be called from any task of any replica at once.

@@ -198,8 +198,31 @@ pub(super) async fn retain(
     }
     report.deleted += tables.delete_old_removals(state.oldest, policy.removals).await?;
     report.oldest = state.oldest;
-    report.deletable_bytes = ledger.weigh(tables, &state).await?.iter().map(|(_, weight)| weight.bytes).sum();
+    let left = ledger.weigh(tables, &state).await?;
+    report.deletable_bytes = left.iter().map(|(_, weight)| weight.bytes).sum();
+    report.sink_percent = sink_percent(&facts.readers, &state, &left, Weight::limit(policy));
     Ok(report)
+}
+
+/// How much of the limit lies before each enabled sink; a piece in which it stands counts whole.
+fn sink_percent(
+    readers: &[Reader],
+    state: &LogState,
+    pieces: &[(Offset, Weight)],
+    limit: Weight,
+) -> BTreeMap<String, u64> {
+    let before = |reader: &Reader| {
+        let unread = pieces
+            .iter()
+            .filter(|(end, _)| *end > reader.needs)
+            .fold(Weight::default(), |sum, piece| sum.plus(piece.1));
+        let percent = |part: u64, whole: u64| {
+            u64::try_from(u128::from(part) * 100 / u128::from(whole.max(1))).unwrap_or(u64::MAX)
+        };
+        percent(unread.bytes, limit.bytes).max(percent(unread.events, limit.events))
+    };
+    let waiting = readers.iter().filter(|reader| reader.is_enabled && reader.needs >= state.oldest);
+    waiting.map(|reader| (reader.name.clone(), before(reader))).filter(|(_, percent)| *percent > 0).collect()
 }
 
 /// Where `oldest` must be so that what is deletable above it is within the limit.
@@ -265,6 +288,26 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    /// P7: the warning grows with what lies before a sink, and reaches all of the limit when the sink expires.
+    #[test]
+    fn what_lies_before_a_sink_is_told_as_a_part_of_the_limit() {
+        let at = |name: &str, needs: u64, is_enabled: bool| Reader {
+            name: name.to_owned(),
+            needs: needs.into(),
+            is_walking: false,
+            is_enabled,
+        };
+        let readers = [at("far", 0, true), at("near", 10, true), at("done", 20, true), at("gone", 0, false)];
+        let state = LogState { log_id: Uuid::nil(), head: 20.into(), oldest: Offset::ZERO, redactions: 0 };
+        let pieces = [(10.into(), Weight { events: 9, bytes: 900 }), (20.into(), Weight { events: 3, bytes: 300 })];
+
+        let by_bytes = sink_percent(&readers, &state, &pieces, Weight { events: u64::MAX, bytes: 1_200 });
+        let by_events = sink_percent(&readers, &state, &pieces, Weight { events: 4, bytes: u64::MAX });
+
+        assert_eq!(by_bytes, BTreeMap::from([("far".to_owned(), 100), ("near".to_owned(), 25)]));
+        assert_eq!(by_events, BTreeMap::from([("far".to_owned(), 300), ("near".to_owned(), 75)]));
+    }
 
     prop_compose! {
         fn readers()(
