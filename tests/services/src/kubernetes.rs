@@ -33,7 +33,7 @@ impl KubernetesVersion {
 }
 
 /// Counted up when the making changes, so that a cache of before is left alone.
-const MAKING: &str = "1";
+const MAKING: &str = "2";
 
 /// What charts render, by group (empty for the core) and kind.
 const KINDS: [(&str, &str); 9] = [
@@ -52,7 +52,8 @@ const OPERATOR_MODULE: &str = "github.com/prometheus-operator/prometheus-operato
 const OPERATOR_VERSION: &str = "v0.85.0";
 const OPERATOR_KINDS: [&str; 2] = ["servicemonitors", "prometheusrules"];
 
-/// A directory with a strict schema `KIND-GROUP-VERSION.json` for each kind that charts render.
+/// A directory with a strict schema for each kind that charts render, named as kubeconform names it: `KIND-GROUP-VERSION.json`, the
+/// group up to its first dot, and without it for the core.
 pub async fn schemas(version: KubernetesVersion) -> Result<PathBuf> {
     let version = version.text();
     cache::installed(&format!("kubernetes-schemas-{MAKING}-{version}"), async |directory| {
@@ -78,8 +79,7 @@ pub async fn operator_schemas() -> Result<PathBuf> {
             let mut schema = version["schema"]["openAPIV3Schema"].clone();
             be_strict(&mut schema);
             let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-            let kind = text(&spec["names"]["kind"]).to_lowercase();
-            let file = format!("{kind}-{}-{}.json", text(&spec["group"]), text(&version["name"]));
+            let file = file_name(&text(&spec["names"]["kind"]), &text(&spec["group"]), &text(&version["name"]));
             write_json(&directory.join(file), &schema)?;
         }
         Ok(())
@@ -115,7 +115,12 @@ fn write_schema(definitions: &Map<String, Value>, group: &str, kind: &str, direc
     let needed: Map<String, Value> =
         needed.into_iter().map(|name| (name.clone(), definitions.get(&name).cloned().unwrap_or_default())).collect();
     let schema = json!({ "allOf": [{ "$ref": format!("#/definitions/{name}") }], "definitions": needed });
-    write_json(&directory.join(format!("{}-{group}-v1.json", kind.to_lowercase())), &schema)
+    write_json(&directory.join(file_name(kind, group, "v1")), &schema)
+}
+
+fn file_name(kind: &str, group: &str, version: &str) -> String {
+    let group = group.split('.').next().filter(|group| !group.is_empty()).map(|group| format!("-{group}"));
+    format!("{}{}-{version}.json", kind.to_lowercase(), group.unwrap_or_default())
 }
 
 fn collect_needed(definitions: &Map<String, Value>, name: &str, needed: &mut BTreeSet<String>) {

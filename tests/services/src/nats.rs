@@ -8,9 +8,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use tokio::process::Command as InstallCommand;
 
 use crate::{
-    go,
+    cache, go,
     port::Port,
     process::StopSignal,
     server::{Readiness, Server, ServerSettings},
