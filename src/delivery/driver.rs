@@ -412,6 +412,8 @@ impl<'worker> Owned<'worker> {
     }
 
     async fn misconfigured(&mut self, reason: String) -> Next {
+        // What `check` cannot see shows with the first message only: the state stands until one went through.
+        let _ = self.retry.failed(Utc::now(), None, rand::random());
         self.reporter.show(ConsumerState::Misconfigured { reason });
         loop {
             let next = self.wait(Some(LOOK_AGAIN)).await;

@@ -428,6 +428,33 @@ async fn operators_commands_are_obeyed() {
     delivery.stop().await;
 }
 
+/// Promise P7: what only a message brings to light is not called well because a session could be opened.
+#[tokio::test]
+async fn a_misconfigured_sink_stays_so_until_something_went_through() {
+    let bench = Bench::new().await;
+    let broker = Broker::new(|session| match session {
+        0 => Behaviour::FailsAfter { stored: 0, acknowledged: 0, fault: Fault::Misconfigured },
+        1 => Behaviour::Hangs,
+        _ => Behaviour::Works,
+    });
+    bench.upsert(numbered(5, 5), "a").await;
+    let delivery = bench.start(vec![sink(&broker)]);
+    let is_misconfigured = |state: &ConsumerState| matches!(state, ConsumerState::Misconfigured { .. });
+    bench.wait_for_state("orders", "misconfigured", is_misconfigured).await;
+
+    bench.command(SinkCommand::Resume).await;
+    wait_until("the next session runs", async || broker.stored().running == 1 && broker.stored().claims.len() == 2)
+        .await;
+    bench.upsert(numbered(5, 5), "b").await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    bench.wait_for_state("orders", "still misconfigured", is_misconfigured).await;
+
+    bench.command(SinkCommand::Resume).await;
+    bench.wait_for_checkpoint("orders", 10).await;
+    bench.wait_for_state("orders", "running", |state| *state == ConsumerState::Running).await;
+    delivery.stop().await;
+}
+
 #[tokio::test]
 async fn a_diverged_destination_waits_for_an_operator() {
     let bench = Bench::new().await;
