@@ -26,6 +26,8 @@ const BODY_BYTES_MAX: usize = 64 * 1024;
 const BODY_PATIENCE: Duration = Duration::from_secs(1);
 /// How much of it is shown.
 const WORDS_CHARS_MAX: usize = 200;
+/// A part of a path that is at least as long may be a token.
+const TOKEN_LENGTH: usize = 8;
 
 /// `Ok` when the message is stored.
 pub(crate) async fn judge(mut response: Response, url: &Url, message: &Message) -> Result<(), ConnectorError> {
@@ -106,11 +108,11 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     Some(date.duration_since(now).unwrap_or_default())
 }
 
-/// The beginning of an answer's body, for a person. Many servers repeat what was asked for: what is secret of that is left out.
+/// The beginning of an answer's body, for a person. Many servers repeat what was asked for: what may be secret of that is left
+/// out.
 fn words(body: &[u8], url: &Url) -> String {
     let mut text = String::from_utf8_lossy(body).into_owned();
-    let hidden = [Some(url.path()).filter(|path| path.len() > 1), url.query(), url.password()];
-    for part in hidden.into_iter().flatten().filter(|part| !part.is_empty()) {
+    for part in secret_parts(url) {
         text = text.replace(part, "***");
     }
     let text = text.split(|letter: char| letter.is_whitespace() || letter.is_control());
@@ -123,12 +125,21 @@ fn words(body: &[u8], url: &Url) -> String {
     format!(" \"{shown}{dots}\"")
 }
 
+/// Path, query and credentials, and what of the first two looks like a token.
+fn secret_parts(url: &Url) -> impl Iterator<Item = &str> {
+    let query = url.query().unwrap_or_default();
+    let whole = [url.path(), query, url.username(), url.password().unwrap_or_default()];
+    let segments = url.path().split('/').filter(|segment| segment.len() >= TOKEN_LENGTH);
+    let values = query.split('&').filter_map(|pair| Some(pair.split_once('=')?.1));
+    whole.into_iter().filter(|part| part.len() > 1).chain(segments).chain(values.filter(|value| value.len() > 3))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn url() -> Url {
-        Url::parse("https://me:hunter2@hooks.example/T0/KEN?access_token=s3cret").expect("a URL")
+        Url::parse("https://me:hunter2@hooks.example/T0/KEN-OF-YOURS?access_token=s3cret").expect("a URL")
     }
 
     #[test]
@@ -146,8 +157,10 @@ mod tests {
 
     #[test]
     fn words_are_short_printable_and_hold_no_secret() {
-        let said = words(b"Cannot POST /T0/KEN?access_token=s3cret\r\n\x1b[2J hunter2", &url());
+        let said = words(b"Cannot POST /T0/KEN-OF-YOURS?access_token=s3cret\r\n\x1b[2J hunter2", &url());
         assert_eq!(said, " \"Cannot POST ***?*** [2J ***\"");
+        let said = words(b"no hook KEN-OF-YOURS, or s3cret is wrong", &url());
+        assert_eq!(said, " \"no hook ***, or *** is wrong\"");
         assert_eq!(words(b" \n", &url()), "");
         assert!(words("é".repeat(1_000).as_bytes(), &url()).chars().count() < 210);
     }

@@ -1,5 +1,6 @@
 //! The sink under the kit, through a proxy that harms its connections.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering as Atomic};
 use std::time::Duration;
@@ -73,6 +74,16 @@ impl Destination for Endpoint {
             if is_refused { WebhookReply::status(422) } else { WebhookReply::stored() }
         });
         Ok(true)
+    }
+
+    async fn slow(&self) -> Result<bool> {
+        // In each direction.
+        self.proxy.set_latency(Duration::from_millis(50))?;
+        Ok(true)
+    }
+
+    async fn read_headers(&self) -> Result<Vec<BTreeMap<String, String>>> {
+        Ok(self.receiver.stored().into_iter().map(|request| request.headers).collect())
     }
 }
 
