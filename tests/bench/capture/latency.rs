@@ -22,7 +22,7 @@ pub(crate) async fn run(arguments: &[String]) -> Result<()> {
     for (way, keys, name) in ways {
         let catalog = Catalog::create(&postgres.fresh_database("catalog").await?).await?;
         catalog.put_one("first", 0).await?;
-        let captured = Captured::new(catalog.owner_url(), "public").await?;
+        let captured = Captured::new(catalog.owner_url(), "public", &[way]).await?;
         let daemon = captured.start(way, keys).await?.context("a daemon")?;
         let mut connection = catalog.connect().await?;
         let mut at = daemon.head().await?.get();

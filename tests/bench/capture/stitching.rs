@@ -11,6 +11,9 @@ use crate::support::component;
 use crate::ways::{Captured, Way};
 use crate::{cpu, number, spread};
 
+/// What is compared.
+const WAYS: [Way; 3] = [Way::Nothing, Way::Generations, Way::Triggers];
+
 /// What one round took: seconds, and CPU seconds of the database without the bridge's own backend.
 struct Took {
     wall: f64,
@@ -22,11 +25,11 @@ pub(crate) async fn run(arguments: &[String]) -> Result<()> {
     let postgres = Postgres::start(PostgresOptions::default()).await?;
     let backstage =
         Backstage::start(&postgres, BackstageOptions { processing_seconds: 60, ..Default::default() }).await?;
-    let captured = Captured::new(backstage.database_url(), backstage.schema()).await?;
+    let captured = Captured::new(backstage.database_url(), backstage.schema(), &WAYS).await?;
     let mut took: BTreeMap<(&str, &str), Vec<Took>> = BTreeMap::new();
     // The first round warms up and does not count.
     for round in 0..=rounds {
-        for way in [Way::Nothing, Way::Generations, Way::Triggers] {
+        for way in WAYS {
             let daemon = captured.start(way, "").await?;
             for (what, version) in [("add", round * 2 + 1), ("update", round * 2 + 2), ("remove", 0)] {
                 let measured = change(&backstage, entities, version as u64).await?;

@@ -9,7 +9,7 @@ use catalog_bridge_services::{Postgres, PostgresOptions};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::support::catalog::Catalog;
-use crate::ways::Captured;
+use crate::ways::{Captured, Way};
 use crate::{cpu, median, number};
 
 /// Changes that wait in a huge outbox.
@@ -29,7 +29,7 @@ pub(crate) async fn run(arguments: &[String]) -> Result<()> {
     let postgres = Postgres::start(PostgresOptions::default()).await?;
     let catalog = Catalog::create(&postgres.fresh_database("catalog").await?).await?;
     let owner_url = catalog.owner_url();
-    let captured = Captured::new(owner_url, "public").await?;
+    let captured = Captured::new(owner_url, "public", &[Way::Triggers]).await?;
     let mut measures: BTreeMap<_, Vec<[f64; 4]>> = BTreeMap::new();
     for round in 0..=rounds {
         for outbox in [Outbox::None, Outbox::Small, Outbox::Huge] {

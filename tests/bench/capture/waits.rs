@@ -36,7 +36,7 @@ pub(crate) async fn run() -> Result<()> {
     for way in [Way::Generations, Way::Reconcile, Way::Triggers] {
         let catalog = Catalog::create(&postgres.fresh_database("catalog").await?).await?;
         catalog.fill(20_000, 1_000).await?;
-        let captured = Captured::new(catalog.owner_url(), "public").await?;
+        let captured = Captured::new(catalog.owner_url(), "public", &[way]).await?;
         let daemon = captured.start(way, ", removal_guard: off").await?;
         let end = Instant::now() + WATCHED;
         let write = async |client: u64| -> Result<()> {

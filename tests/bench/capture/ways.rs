@@ -33,8 +33,9 @@ pub(crate) struct Captured {
 }
 
 impl Captured {
-    pub(crate) async fn new(owner_url: &str, schema: &str) -> Result<Self> {
-        let bridge_url = grants::grant(owner_url, schema, &["--triggers"]).await?;
+    pub(crate) async fn new(owner_url: &str, schema: &str, ways: &[Way]) -> Result<Self> {
+        let rights: &[&str] = if ways.contains(&Way::Triggers) { &["--triggers"] } else { &[] };
+        let bridge_url = grants::grant(owner_url, schema, rights).await?;
         let place = Place::new()?;
         Ok(Captured { place, owner_url: owner_url.to_owned(), bridge_url, schema: schema.to_owned() })
     }
