@@ -4,9 +4,10 @@
 //! prefix, *stored but the answer was lost*, replays under a new generation, foreign tails, refusals that block or are skipped,
 //! sizes, hostile names, slow destinations, stops in mid-window, that every message names its origin, and that a session which was
 //! dropped or lost its lease writes nothing more. A connector's `tests/conformance.rs` is a [`Patient`] and one call of
-//! [`judge`], nothing else. Knows no protocol; never part of the binary.
+//! [`judge`]; what only its protocol can suffer is driven [`by_hand`]. Knows no protocol; never part of the binary.
 
 mod battery;
+pub mod by_hand;
 mod driver;
 mod events;
 

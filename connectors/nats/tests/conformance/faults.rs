@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use async_nats::jetstream::stream;
-use catalog_bridge_api::{ConnectorError, Lease};
+use catalog_bridge_api::ConnectorError;
+use catalog_bridge_conformance::by_hand::{claim, expected, message, open};
 use catalog_bridge_history::{DeliveryRules, Lane, check_delivery};
-use catalog_bridge_services::FaultProxy;
 use serde_json::json;
 
 use crate::server;
-use crate::sink::{claim, connector, expected, message, open};
+use crate::sink::connector;
 
 const NOTHING_REPEATED: DeliveryRules =
     DeliveryRules { lane: Lane::Stream, repeated_per_session_max: 0, sessions_max: 0 };
@@ -71,62 +71,6 @@ async fn a_killed_server_leaves_a_prefix_and_nothing_is_repeated() -> Result<()>
     check_delivery(&expected(LAST), &server::delivered(&records), NOTHING_REPEATED)
 }
 
-/// P6: a bridge that is killed knows nothing of its last messages; the stream does.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_dropped_session_writes_nothing_more_and_nothing_is_repeated() -> Result<()> {
-    let url = server::shared().await.url();
-    let stream = server::create(&url, "dropped").await?;
-    let connector = connector(&url, &stream, json!({}));
-    let mut running = open(&*connector, claim(0, None)).await?;
-    running.offer(1, 3_000, 1000).await;
-
-    running.session.abort();
-    let _ = (&mut running.session).await;
-    // What the kernel held may land still.
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    let now = server::read(&url, &stream).await?.len();
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let later = server::read(&url, &stream).await?.len();
-    let mut running = open(&*connector, claim(0, None)).await?;
-    running.offer(1, 3_500, 1000).await;
-    running.acknowledged_to(3_500).await?;
-    running.finish().await?;
-
-    assert_eq!(now, later);
-    let records = server::read(&url, &stream).await?;
-    check_delivery(&expected(3_500), &server::delivered(&records), NOTHING_REPEATED)
-}
-
-/// P6: what was lost on its way, and what was stored while the answer was lost, over a connection that is cut.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_cut_connection_ends_the_session_at_once() -> Result<()> {
-    const LAST: u64 = 8_000;
-    let nats = server::shared().await;
-    let stream = server::create(&nats.url(), "cut").await?;
-    let proxy = FaultProxy::start(&nats.address(1))?;
-    let connector = connector(&format!("nats://{}", proxy.address()), &stream, json!({}));
-    let (mut checkpoint, mut state) = (0, None);
-    for cut_after in [1_000, 3_000, 5_000] {
-        let mut running = open(&*connector, claim(checkpoint, state.clone())).await?;
-        running.offer(checkpoint + 1, cut_after, 500).await;
-        proxy.reset_connections()?;
-        let began = std::time::Instant::now();
-        let end = running.end().await;
-        assert!(matches!(end, Err(ConnectorError::Transient { .. })), "{end:?}");
-        ensure!(began.elapsed() < Duration::from_secs(8), "the session waited for acknowledgements that cannot come");
-        checkpoint = running.prefix();
-        state = running.state.clone().or(state);
-    }
-
-    let mut running = open(&*connector, claim(checkpoint, state)).await?;
-    running.offer(checkpoint + 1, LAST, 500).await;
-    running.acknowledged_to(LAST).await?;
-    running.finish().await?;
-
-    let records = server::read(&nats.url(), &stream).await?;
-    check_delivery(&expected(LAST), &server::delivered(&records), NOTHING_REPEATED)
-}
-
 /// The server forgets the last message's id after its duplicate window and a restart: the first message needs no such tie.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_after_the_duplicate_window_changes_nothing() -> Result<()> {
@@ -174,26 +118,5 @@ async fn an_absent_server_is_waited_for() -> Result<()> {
 
     assert!(matches!(absent, ConnectorError::Transient { .. }), "{absent}");
     assert_eq!(server::offsets(&server::read(&url, &stream).await?), (1..=10).collect::<Vec<_>>());
-    Ok(())
-}
-
-/// P9: with the lease gone nothing more is sent.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_lost_lease_ends_the_sending() -> Result<()> {
-    let url = server::shared().await.url();
-    let stream = server::create(&url, "lease").await?;
-    let connector = connector(&url, &stream, json!({}));
-    let lease = Lease::unlimited();
-    let mut claim = claim(0, None);
-    claim.lease = lease.clone();
-    let mut running = open(&*connector, claim).await?;
-    running.offer(1, 10, 10).await;
-    running.acknowledged_to(10).await?;
-
-    lease.end();
-    running.offer(11, 20, 10).await;
-    running.end().await?;
-
-    assert_eq!(server::read(&url, &stream).await?.len(), 10);
     Ok(())
 }

@@ -5,10 +5,11 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use catalog_bridge_api::ConnectorError;
+use catalog_bridge_conformance::by_hand::{claim, open};
 use catalog_bridge_services::{Nats, NatsOptions};
 use serde_json::{Value, json};
 
-use crate::sink::{claim, connector_with, open};
+use crate::sink::connector_with;
 
 async fn start(settings: String) -> Result<Nats> {
     Nats::start(NatsOptions { settings, ..NatsOptions::default() }).await

@@ -1,41 +1,12 @@
 //! What is refused for good and what an operator must change (promise P8).
 
 use anyhow::{Context, Result};
-use async_nats::jetstream::stream;
 use catalog_bridge_api::ConnectorError;
+use catalog_bridge_conformance::by_hand::{claim, message, open};
 use serde_json::json;
 
 use crate::server;
-use crate::sink::{claim, connector, connector_with, message, open};
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_oversize_message_is_refused_after_everything_before_it_is_acknowledged() -> Result<()> {
-    let url = server::shared().await.url();
-    let limited = stream::Config { max_message_size: 20_000, ..stream::Config::default() };
-    // The server's own limit is found by the client, the stream's by the server.
-    for (settings, size) in [(stream::Config::default(), 1_100_000), (limited, 30_000)] {
-        let stream = server::create_with(&url, "oversize", settings).await?;
-        let connector = connector(&url, &stream, json!({}));
-        let mut running = open(&*connector, claim(0, None)).await?;
-
-        running.offer(1, 200, 100).await;
-        running.offer(201, 201, size).await;
-        running.offer(202, 220, 100).await;
-        let end = running.end().await;
-
-        assert!(matches!(end, Err(ConnectorError::Refused { offset, .. }) if offset == 201.into()), "{end:?}");
-        assert_eq!(running.prefix(), 200);
-        // As the driver does with `on_refused: skip`.
-        let state = running.state.clone();
-        let mut running = open(&*connector, claim(201, state)).await?;
-        running.offer(202, 220, 100).await;
-        running.acknowledged_to(220).await?;
-        running.finish().await?;
-        let held = server::offsets(&server::read(&url, &stream).await?);
-        assert_eq!(held, (1..=200).chain(202..=220).collect::<Vec<_>>());
-    }
-    Ok(())
-}
+use crate::sink::{connector, connector_with};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_stream_is_the_operators_or_is_created() -> Result<()> {

@@ -4,13 +4,12 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result};
+use async_nats::ServerAddr;
 use async_nats::jetstream::{self, consumer::pull, stream};
 use catalog_bridge_history::Delivered;
 use catalog_bridge_services::{Nats, NatsOptions};
 use futures::StreamExt;
 use tokio::sync::OnceCell;
-
-use crate::sink;
 
 /// The shared server.
 pub(crate) async fn shared() -> &'static Nats {
@@ -29,9 +28,10 @@ pub(crate) fn new_name(purpose: &str) -> String {
     format!("{purpose}-{}", COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// JetStream on a server.
+/// JetStream on a server, or on several whose addresses are separated by commas.
 pub(crate) async fn jetstream(url: &str) -> Result<jetstream::Context> {
-    Ok(jetstream::new(async_nats::connect(url).await?))
+    let servers = url.split(',').map(str::parse).collect::<Result<Vec<ServerAddr>, _>>()?;
+    Ok(jetstream::new(async_nats::connect(servers).await?))
 }
 
 /// Creates a stream of a new name.
@@ -41,9 +41,19 @@ pub(crate) async fn create(url: &str, purpose: &str) -> Result<String> {
 
 /// Creates a stream of a new name with further settings.
 pub(crate) async fn create_with(url: &str, purpose: &str, settings: stream::Config) -> Result<String> {
+    create_replicated(url, purpose, 1, settings).await
+}
+
+/// Creates a stream of a new name with so many replicas.
+pub(crate) async fn create_replicated(
+    url: &str,
+    purpose: &str,
+    num_replicas: usize,
+    settings: stream::Config,
+) -> Result<String> {
     let name = new_name(purpose);
     let subjects = vec![format!("{name}.>")];
-    let config = stream::Config { name: name.clone(), subjects, num_replicas: 1, ..settings };
+    let config = stream::Config { name: name.clone(), subjects, num_replicas, ..settings };
     jetstream(url).await?.create_stream(config).await?;
     Ok(name)
 }
@@ -96,10 +106,21 @@ pub(crate) fn delivered(records: &[Record]) -> Vec<Delivered> {
         headers.sort();
         Some(Delivered {
             offset: record.offset()?.into(),
-            key: sink::entity_ref(record.offset()?).to_string(),
+            key: percent_decoded(&record.headers["ce-subject"]),
             generation: record.headers["catalog-bridge-generation"].parse().expect("a number"),
             bytes: format!("{headers:?}{:?}", record.body).into_bytes(),
         })
     };
     records.iter().filter_map(entry).collect()
+}
+
+/// A header's value as it was before the NATS binding of CloudEvents encoded it.
+fn percent_decoded(value: &str) -> String {
+    let mut parts = value.split('%');
+    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        bytes.push(u8::from_str_radix(&part[..2], 16).expect("two hexadecimal digits"));
+        bytes.extend_from_slice(&part.as_bytes()[2..]);
+    }
+    String::from_utf8(bytes).expect("UTF-8")
 }

@@ -3,10 +3,11 @@
 use anyhow::{Context, Result, ensure};
 use async_nats::jetstream::stream;
 use catalog_bridge_api::{Claim, Connector, ConnectorError, Message};
+use catalog_bridge_conformance::by_hand::{Running, claim, message, open};
 use serde_json::{Value, json};
 
 use crate::server;
-use crate::sink::{Running, claim, connector, connector_with, message, message_of, open};
+use crate::sink::{connector, connector_with};
 
 async fn diverged(connector: &dyn Connector, claim: Claim) -> Result<String> {
     match connector.open(claim).await.err().context("opened")? {
@@ -119,45 +120,6 @@ async fn another_logs_events_are_foreign() -> Result<()> {
     let reason = diverged(&*ours, claim(1, state)).await?;
 
     assert!(reason.contains("message 2"), "{reason}");
-    Ok(())
-}
-
-/// A rewind is a new generation: the same events are sent again, though the server remembers their old ids.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_new_generation_sends_everything_again() -> Result<()> {
-    let url = server::shared().await.url();
-    let stream = server::create(&url, "generation").await?;
-    let connector = connector(&url, &stream, json!({}));
-    let running = deliver(&*connector, claim(0, None), (1..=50).map(|offset| message_of(1, offset)).collect()).await?;
-    let state = running.state.clone();
-    running.finish().await?;
-
-    let mut rewound = claim(0, state);
-    rewound.generation = 2;
-    let running = deliver(&*connector, rewound.clone(), (1..=30).map(|offset| message_of(2, offset)).collect()).await?;
-    let state = running.state.clone();
-    running.finish().await?;
-    // And the new generation's tail is found as the first one's was.
-    rewound.state = state;
-    deliver(&*connector, rewound, (1..=60).map(|offset| message_of(2, offset)).collect()).await?.finish().await?;
-
-    let held = server::offsets(&server::read(&url, &stream).await?);
-    assert_eq!(held, (1..=50).chain(1..=60).collect::<Vec<_>>());
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_tail_above_the_head_means_a_restored_log() -> Result<()> {
-    let url = server::shared().await.url();
-    let stream = server::create(&url, "ahead").await?;
-    let connector = connector(&url, &stream, json!({}));
-    deliver(&*connector, claim(0, None), (1..=9).map(|offset| message(offset, 10)).collect()).await?.finish().await?;
-
-    let mut restored = claim(3, None);
-    restored.head = 5.into();
-    let error = connector.open(restored).await.err().context("opened")?;
-
-    assert!(matches!(error, ConnectorError::AheadOfLog { tail, .. } if tail == 9.into()), "{error}");
     Ok(())
 }
 
