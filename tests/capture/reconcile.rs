@@ -54,7 +54,7 @@ async fn a_killed_reconcile_goes_on_where_it_was() -> Result<()> {
 
     let last = &source["detail"]["lastReconcile"];
     ensure!(last["startedAt"] == begun, "the one that began at {begun}: {last}");
-    ensure!(last["compared"] == ENTITIES && last["repaired"] == ENTITIES, "each page once: {last}");
+    ensure!(last["compared"] == ENTITIES, "each page once: {last}");
     ensure!(transactions.len() > 3, "transactions of their own: {transactions:?}");
     let events = daemon.events(Offset::ZERO).await?;
     ensure!(events.len() as u64 == ENTITIES, "{} events", events.len());
