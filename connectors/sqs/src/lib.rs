@@ -81,7 +81,7 @@ impl Connector for SqsConnector {
 
     /// Two sinks of one log would use the same deduplication ids: the queue would swallow the messages of one of them.
     fn exclusive_destination(&self) -> Option<String> {
-        Some(self.destination())
+        Some(format!("sqs {}", self.config.endpoint_name()))
     }
 
     async fn check(&self) -> Result<CheckReport, ConnectorError> {

@@ -1,6 +1,6 @@
 //! The sink under the kit: a proxy harms its connections, a stub answers as the real service would, the server stores.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering as Atomic};
 use std::time::Duration;
@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use async_trait::async_trait;
 use aws_sdk_sqs::Client;
+use aws_sdk_sqs::types::{Message, MessageAttributeValue};
 use catalog_bridge_api::{Connector, Ordering};
 use catalog_bridge_conformance::{Delivered, Destination, Harm, Patient, Promises, judge};
 use catalog_bridge_services::{Direction, FaultProxy};
@@ -26,7 +27,15 @@ struct OneQueue {
     /// The next request fails.
     must_fail: Arc<AtomicBool>,
     /// Taken out of the queue so far.
-    taken: Mutex<Vec<Delivered>>,
+    taken: Mutex<Vec<Message>>,
+}
+
+impl OneQueue {
+    async fn take(&self) -> Result<Vec<Message>> {
+        let mut taken = self.taken.lock().await;
+        taken.extend(take_all(&self.client, &self.name).await?);
+        Ok(taken.clone())
+    }
 }
 
 #[async_trait]
@@ -81,11 +90,23 @@ impl Destination for OneQueue {
     }
 
     async fn read_back(&self) -> Result<Vec<Delivered>> {
-        let mut taken = self.taken.lock().await;
-        for message in take_all(&self.client, &self.name).await? {
-            taken.push(delivered(&message)?);
-        }
-        Ok(taken.clone())
+        self.take().await?.iter().map(delivered).collect()
+    }
+
+    async fn read_headers(&self) -> Result<Vec<BTreeMap<String, String>>> {
+        let text = |(name, value): (&String, &MessageAttributeValue)| {
+            (name.clone(), value.string_value().unwrap_or_default().to_owned())
+        };
+        let messages = self.take().await?;
+        Ok(messages
+            .iter()
+            .map(|message| message.message_attributes().into_iter().flatten().map(text).collect())
+            .collect())
+    }
+
+    async fn slow(&self) -> Result<bool> {
+        self.proxy.set_latency(Duration::from_millis(50))?;
+        Ok(true)
     }
 
     async fn harm(&self, harm: Harm) -> Result<bool> {
