@@ -25,6 +25,7 @@ mod sinks;
 mod source;
 mod status;
 mod tail;
+mod triggers;
 
 /// A change feed for Backstage's software catalog: one event table, REST, and ordered delivery to brokers.
 #[derive(Debug, Parser)]

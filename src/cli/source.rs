@@ -6,8 +6,10 @@ use serde_json::{Value, json};
 
 use super::client::{Client, segment};
 use super::output::{print, print_json};
+use super::triggers::{Install, Uninstall};
 use super::{Global, Output, WrongUse, status};
-use crate::source::{SourceKind, backstage_db};
+use crate::source::SourceKind;
+use crate::source::backstage_db::{self, CaptureChoice};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Source {
@@ -18,6 +20,10 @@ pub(super) enum Source {
     Reconcile(Reconcile),
     /// Prints the statements that give the daemon's role what it reads, for the catalog database's owner.
     Grants(Grants),
+    /// Installs triggers on the catalog's table that write each change to an outbox of the bridge's own.
+    Install(Install),
+    /// Takes the triggers and their outbox away.
+    Uninstall(Uninstall),
 }
 
 #[derive(Debug, Args)]
@@ -45,6 +51,9 @@ pub(super) struct Grants {
     /// Leaves out the counter, which catalogs before 4.0.3 do not have.
     #[arg(long)]
     without_generations: bool,
+    /// Adds what `source install` needs to lay triggers by the daemon's role.
+    #[arg(long)]
+    triggers: bool,
 }
 
 impl Source {
@@ -53,6 +62,8 @@ impl Source {
             Source::Status => status::run_of(global, "source", "sources").await,
             Source::Reconcile(reconcile) => reconcile.run(global).await,
             Source::Grants(grants) => grants.run(global),
+            Source::Install(install) => install.run(global).await,
+            Source::Uninstall(uninstall) => uninstall.run(global).await,
         }
     }
 }
@@ -95,7 +106,7 @@ impl Grants {
             return print_json(&all.iter().map(statements).collect());
         }
         for (name, text) in all {
-            print(&format!("-- what source {name} reads, and nothing else\n{}", text.trim_end()))?;
+            print(&format!("-- what source {name} needs, and nothing else\n{}", text.trim_end()))?;
         }
         Ok(())
     }
@@ -112,6 +123,10 @@ impl Grants {
                 (role.clone().unwrap_or(of_config), database.clone().unwrap_or(database_of_config))
             }
         };
-        Ok(backstage_db::grants(&role, &database, &settings.schema, !self.without_generations))
+        let mut text = backstage_db::grants(&role, &database, &settings.schema, !self.without_generations);
+        if self.triggers || settings.capture == CaptureChoice::Triggers {
+            text += &backstage_db::trigger_grants(&role, &settings.schema, &settings.trigger_schema);
+        }
+        Ok(text)
     }
 }

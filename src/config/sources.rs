@@ -36,15 +36,16 @@ pub(super) struct BackstageDbSection {
     database: DatabaseSection,
     /// The schema of the catalog's tables: `public`, or `catalog` where Backstage divides by schema. Default `public`.
     schema: Option<String>,
-    /// The way of capture. `auto` takes `generations` where the catalog has them (backend 4.0.3 and newer), else `reconcile`.
-    /// Default `auto`.
+    /// The way of capture. `auto` takes `triggers` where `source install` laid them, else `generations` where the catalog has them
+    /// (backend 4.0.3 and newer), else `reconcile`. Default `auto`.
     #[serde(default)]
     capture: Capture,
-    /// Pause between looks for changes, at least 10ms. Default: 50ms for ten seconds after a change, else 250ms.
+    /// Pause between looks for changes, at least 10ms. Default: 50ms for ten seconds after a change (by `triggers` 10ms), else
+    /// 250ms.
     poll_interval: Option<Period>,
     /// Pause between looks for removals; stretched to cost the database less than 1 % of a core. Default 1s.
     removal_interval: Option<Period>,
-    /// Pause between reconciles beside `generations`. Default 24h.
+    /// Pause between reconciles beside `triggers` and `generations`. Default 24h.
     reconcile_interval: Option<Period>,
     /// Pause between reconciles where they are the only way of capture; stretched to less than 1 % of a core. Default 10s.
     reconcile_only_interval: Option<Period>,
@@ -52,6 +53,11 @@ pub(super) struct BackstageDbSection {
     /// at once. `off`: never. Default `{ share: 50%, count: 100 }`.
     #[serde(default)]
     removal_guard: GuardSection,
+    /// The schema, in the catalog's database, of the outbox that the triggers write; each bridge on one catalog needs one of its
+    /// own. Small letters, digits and `_`, at most 40. Default `catalog_bridge`.
+    trigger_schema: Option<String>,
+    /// The triggers write no more when nobody drained their outbox for so long, at least 1h. Default 7d.
+    abandon_after: Option<Period>,
     /// Longest wait for a connection. Default 10s.
     connect_timeout: Option<Period>,
     /// Longest wait for a statement. Default 30s.
@@ -64,6 +70,7 @@ pub(super) struct BackstageDbSection {
 enum Capture {
     #[default]
     Auto,
+    Triggers,
     Generations,
     Reconcile,
 }
@@ -156,8 +163,20 @@ impl BackstageDbSection {
         if let Some(schema) = &self.schema {
             settings.schema.clone_from(schema);
         }
+        if let Some(name) = &self.trigger_schema {
+            if !is_plain(name) {
+                let message = "must be small letters, digits and _, beginning with a letter, at most 40";
+                refusals.add(&[&path[..], &["trigger_schema"]].concat(), message);
+            }
+            settings.trigger_schema.clone_from(name);
+        }
+        if self.abandon_after.is_some_and(|Period(period)| period.as_secs() < 3_600) {
+            refusals.add(&[&path[..], &["abandon_after"]].concat(), "must be at least 1h");
+        }
+        set(&mut settings.abandon_after, self.abandon_after);
         settings.capture = match self.capture {
             Capture::Auto => CaptureChoice::Auto,
+            Capture::Triggers => CaptureChoice::Triggers,
             Capture::Generations => CaptureChoice::Generations,
             Capture::Reconcile => CaptureChoice::Reconcile,
         };
@@ -168,6 +187,14 @@ impl BackstageDbSection {
         };
         Some(SourceKind::BackstageDb(settings))
     }
+}
+
+/// A name that needs no quotes anywhere: it is part of the names of triggers and of a setting.
+fn is_plain(name: &str) -> bool {
+    let is_allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+    name.len() <= 40
+        && name.bytes().all(is_allowed)
+        && name.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase())
 }
 
 impl FilesSection {

@@ -41,12 +41,21 @@ impl History<'_> {
             self.catalog.bridge_url(),
             self.source
         );
+        let first = place.start(&config).await?;
+        if self.has_every_version {
+            // Before its first look nothing follows the catalog yet.
+            first
+                .wait_until("the source is followed", async || {
+                    Ok(first.source("backstage").await?["detail"]["lastReconcile"].is_object())
+                })
+                .await?;
+        }
         let (committed, done) = (Committed::default(), AtomicBool::new(false));
         let writers =
             futures::future::try_join_all((0..WRITERS).map(|writer| self.write(&committed, &done, seed + writer)));
         let daemons = async {
             let mut random = StdRng::seed_from_u64(seed);
-            let mut daemon = place.start(&config).await?;
+            let mut daemon = first;
             for _ in 0..rounds(3, 20) {
                 tokio::time::sleep(Duration::from_millis(random.random_range(300..2500))).await;
                 daemon.kill()?;

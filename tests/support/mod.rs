@@ -5,6 +5,7 @@ pub mod grants;
 pub mod history;
 pub mod kafka;
 pub mod mirror;
+pub mod triggers;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

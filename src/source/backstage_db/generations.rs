@@ -63,7 +63,7 @@ impl Session<'_> {
     }
 
     /// Reads until nothing is left.
-    pub(super) async fn catch_up(&mut self) -> Result<(), SourceError> {
+    pub(super) async fn read_all(&mut self) -> Result<(), SourceError> {
         while self.read_page(CensusKind::None).await?.is_none() {}
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! The rights that read-only capture needs, ready for a DBA.
+//! The rights that capture needs, ready for a DBA.
 
 use super::quote;
 
@@ -16,6 +16,15 @@ pub fn grants(role: &str, database: &str, schema: &str, with_generations: bool) 
          grant usage on schema {schema} to {role};\n\
          grant select on {schema}.final_entities to {role};\n\
          {counter}"
+    )
+}
+
+/// What `role` needs besides to install the triggers by itself: a schema of its own, and the right to add triggers to one table.
+pub fn trigger_grants(role: &str, schema: &str, trigger_schema: &str) -> String {
+    let (role, schema, own) = (quote(role), quote(schema), quote(trigger_schema));
+    format!(
+        "create schema if not exists {own} authorization {role};\n\
+         grant trigger on {schema}.final_entities to {role};\n"
     )
 }
 

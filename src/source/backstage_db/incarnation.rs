@@ -15,8 +15,8 @@ pub(super) struct Identity {
     pub(super) database: String,
     /// The oid of `final_entities`.
     pub(super) table: String,
-    /// The state of the trigger that numbers changes and the transaction that gave it: while it was off, changes had no
-    /// number. `None` where generations are not used.
+    /// The state of the triggers that capture goes by and the transactions that gave it: while they were off, changes left no
+    /// trace. `None` by reconcile.
     #[serde(default)]
     pub(super) trigger: Option<String>,
 }
@@ -31,21 +31,32 @@ pub(super) struct Incarnation {
     pub(super) timeline: Option<String>,
 }
 
-/// Of which kind the difference is, for a person; `None` when there is none.
-pub(super) fn difference(before: (&Identity, &Incarnation), now: (&Identity, &Incarnation)) -> Option<&'static str> {
+/// A sign that this is not the catalog that was read, or not as it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Difference {
+    /// For a person.
+    pub(super) reason: &'static str,
+    /// Whether numbers of transactions still mean what they meant.
+    pub(super) keeps_numbers: bool,
+}
+
+/// What differs; `None` when nothing does.
+pub(super) fn difference(before: (&Identity, &Incarnation), now: (&Identity, &Incarnation)) -> Option<Difference> {
     let differs = |before: &Option<String>, now: &Option<String>| matches!((before, now), (Some(a), Some(b)) if a != b);
+    let other = |reason| Some(Difference { reason, keeps_numbers: false });
+    let same = |reason| Some(Difference { reason, keeps_numbers: true });
     if differs(&before.1.system, &now.1.system) {
-        Some("the catalog is in another database cluster")
+        other("the catalog is in another database cluster")
     } else if before.0.database != now.0.database {
-        Some("the catalog is in another database")
+        other("the catalog is in another database")
     } else if before.0.table != now.0.table {
-        Some("the catalog's table was made anew")
+        other("the catalog's table was made anew")
     } else if differs(&before.1.timeline, &now.1.timeline) {
-        Some("the database server was promoted or recovered to an earlier point")
+        other("the database server was promoted or recovered to an earlier point")
     } else if before.0.trigger != now.0.trigger {
-        Some("the trigger that numbers the catalog's changes was off or replaced")
+        same("the trigger that numbers the catalog's changes was off or replaced")
     } else if before.0.started_at != now.0.started_at {
-        Some("the database server was restarted")
+        same("the database server was restarted")
     } else {
         None
     }
@@ -73,12 +84,14 @@ mod tests {
 
         assert_eq!(difference((&here, &known), (&here, &known)), None);
         assert_eq!(difference((&here, &known), (&here, &unknown)), None);
-        assert!(difference((&here, &known), (&here, &promoted)).is_some_and(|text| text.contains("promoted")));
+        assert!(difference((&here, &known), (&here, &promoted)).is_some_and(|found| found.reason.contains("promoted")));
         assert!(
-            difference((&here, &known), (&identity("2", "5"), &known)).is_some_and(|text| text.contains("restarted"))
+            difference((&here, &known), (&identity("2", "5"), &known))
+                .is_some_and(|found| found.reason.contains("restarted"))
         );
         assert!(
-            difference((&here, &known), (&identity("2", "6"), &known)).is_some_and(|text| text.contains("another"))
+            difference((&here, &known), (&identity("2", "6"), &known))
+                .is_some_and(|found| found.reason.contains("another"))
         );
     }
 }

@@ -6,6 +6,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use super::position::Way;
+
 /// A look costs at most one part in so many of a core.
 const SHARE: u32 = 100;
 /// Longest pause after looks that were in vain.
@@ -111,19 +113,23 @@ impl Pace {
 #[derive(Debug)]
 pub(super) struct Poll {
     fixed: Option<Duration>,
+    busy: Duration,
     last_change: Option<Instant>,
 }
 
 /// While something is going on.
 const POLL_BUSY: Duration = Duration::from_millis(50);
+/// The same by triggers, whose outbox tells at once.
+const POLL_BUSY_BY_TRIGGERS: Duration = Duration::from_millis(10);
 /// Else.
 const POLL_IDLE: Duration = Duration::from_millis(250);
 /// How long a change counts as something going on.
 const BUSY_FOR: Duration = Duration::from_secs(10);
 
 impl Poll {
-    pub(super) fn new(fixed: Option<Duration>) -> Self {
-        Poll { fixed, last_change: None }
+    pub(super) fn new(fixed: Option<Duration>, way: Way) -> Self {
+        let busy = if way == Way::Triggers { POLL_BUSY_BY_TRIGGERS } else { POLL_BUSY };
+        Poll { fixed, busy, last_change: None }
     }
 
     pub(super) fn changed(&mut self, now: Instant) {
@@ -132,7 +138,7 @@ impl Poll {
 
     pub(super) fn pause(&self, now: Instant) -> Duration {
         let is_busy = self.last_change.is_some_and(|last| now.saturating_duration_since(last) < BUSY_FOR);
-        self.fixed.unwrap_or(if is_busy { POLL_BUSY } else { POLL_IDLE })
+        self.fixed.unwrap_or(if is_busy { self.busy } else { POLL_IDLE })
     }
 }
 
@@ -204,13 +210,13 @@ mod tests {
     #[test]
     fn polls_are_quick_for_ten_seconds_after_a_change() {
         let now = Instant::now();
-        let mut poll = Poll::new(None);
+        let mut poll = Poll::new(None, Way::Generations);
         assert_eq!(poll.pause(now), POLL_IDLE);
 
         poll.changed(now);
 
         assert_eq!(poll.pause(now + Duration::from_secs(9)), POLL_BUSY);
         assert_eq!(poll.pause(now + Duration::from_secs(11)), POLL_IDLE);
-        assert_eq!(Poll::new(Some(Duration::from_millis(10))).pause(now), Duration::from_millis(10));
+        assert_eq!(Poll::new(Some(Duration::from_millis(10)), Way::Generations).pause(now), Duration::from_millis(10));
     }
 }

@@ -5,6 +5,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::incarnation::{Identity, Incarnation};
+use super::triggers::outbox::Drain;
 use crate::source::owner::SourceError;
 
 /// The checkpoint of a catalog.
@@ -15,6 +16,9 @@ pub(super) struct Position {
     pub(super) way: Way,
     /// Every row with a generation up to here was read; 0 where there are none.
     pub(super) generation: i64,
+    /// By triggers: how far their outbox was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) drain: Option<Drain>,
     /// Which server process and table that was.
     pub(super) identity: Identity,
     /// Which database that was, across restarts.
@@ -54,6 +58,8 @@ pub(super) struct Gap {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Way {
+    /// By triggers of our own.
+    Triggers,
     /// By the numbers given at commit.
     Generations,
     /// By comparing everything.
@@ -64,6 +70,7 @@ impl Way {
     /// As the config and the status call it.
     pub(super) const fn name(self) -> &'static str {
         match self {
+            Way::Triggers => "triggers",
             Way::Generations => "generations",
             Way::Reconcile => "reconcile",
         }

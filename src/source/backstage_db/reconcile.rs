@@ -15,17 +15,23 @@ use super::session::Session;
 use crate::source::owner::SourceError;
 
 impl Session<'_> {
-    /// Begins one; one under way that was begun for a graver reason goes on.
-    pub(super) fn begin_reconcile(&mut self, reason: &str, is_gap: bool) {
+    /// Begins one; one under way that was begun for a graver reason goes on. True when it was begun.
+    pub(super) fn begin_reconcile(&mut self, reason: &str, is_gap: bool) -> bool {
         if self.position.reconcile.as_ref().is_some_and(|progress| progress.is_gap || !is_gap) {
-            return;
+            return false;
         }
         if is_gap {
-            self.report.metrics.count_gap();
-            self.position.gaps.note(reason);
-            info!(source = self.report.name, reason, "everything is compared before the source counts as caught up");
+            self.note_gap(reason);
         }
         self.position.reconcile = Some(Progress::begin(reason, is_gap));
+        true
+    }
+
+    /// Counts and tells a sign that something may have been missed.
+    pub(super) fn note_gap(&mut self, reason: &str) {
+        self.report.metrics.count_gap();
+        self.position.gaps.note(reason);
+        info!(source = self.report.name, reason, "everything is compared before the source counts as caught up");
     }
 
     /// One step of the reconcile under way.

@@ -2,6 +2,7 @@
 
 use super::position::Way;
 use super::settings::CaptureChoice;
+use super::triggers::health::Triggers;
 use crate::source::owner::SourceError;
 
 /// What was found in the database.
@@ -21,6 +22,8 @@ pub(super) struct Schema {
     pub(super) has_generation_trigger: bool,
     /// The last migration's name, where we may read it.
     pub(super) last_migration: Option<String>,
+    /// Our own triggers.
+    pub(super) triggers: Triggers,
 }
 
 /// The counter of generations.
@@ -54,16 +57,27 @@ impl Schema {
     pub(super) fn choose(&self, asked: CaptureChoice, schema: &str) -> Result<Choice, SourceError> {
         self.check(schema).map_err(SourceError::Misconfigured)?;
         let missing = self.missing_for_generations();
-        match (asked, missing) {
-            (CaptureChoice::Reconcile, _) => Ok(Choice { way: Way::Reconcile, why: "configured".to_owned() }),
-            (CaptureChoice::Generations, None) => Ok(Choice { way: Way::Generations, why: "configured".to_owned() }),
-            (CaptureChoice::Generations, Some(missing)) => Err(SourceError::Misconfigured(format!(
+        let choice = |way, why: String| Ok(Choice { way, why });
+        match (asked, &self.triggers, missing) {
+            (CaptureChoice::Reconcile, ..) => choice(Way::Reconcile, "configured".to_owned()),
+            (CaptureChoice::Generations, _, None) => choice(Way::Generations, "configured".to_owned()),
+            (CaptureChoice::Generations, _, Some(missing)) => Err(SourceError::Misconfigured(format!(
                 "capture: generations is not possible: {missing}; use capture: auto"
             ))),
-            (CaptureChoice::Auto, None) => {
-                Ok(Choice { way: Way::Generations, why: "auto: the catalog numbers its changes at commit".to_owned() })
+            (CaptureChoice::Triggers, Triggers::Ready, _) => choice(Way::Triggers, "configured".to_owned()),
+            (CaptureChoice::Triggers, triggers, _) => Err(SourceError::Misconfigured(format!(
+                "capture: triggers is not possible: {}; run catalog-bridge source install, or use capture: auto",
+                triggers.trouble().unwrap_or("they are not installed")
+            ))),
+            (CaptureChoice::Auto, Triggers::Ready, _) => {
+                choice(Way::Triggers, "auto: the bridge's triggers are installed".to_owned())
             }
-            (CaptureChoice::Auto, Some(missing)) => Ok(Choice { way: Way::Reconcile, why: format!("auto: {missing}") }),
+            (CaptureChoice::Auto, triggers, None) => {
+                choice(Way::Generations, format!("auto: the catalog numbers its changes at commit{}", beside(triggers)))
+            }
+            (CaptureChoice::Auto, triggers, Some(missing)) => {
+                choice(Way::Reconcile, format!("auto: {missing}{}", beside(triggers)))
+            }
         }
     }
 
@@ -114,6 +128,11 @@ impl Schema {
     }
 }
 
+/// Why installed triggers are not used, if they are not.
+fn beside(triggers: &Triggers) -> String {
+    triggers.trouble().map(|trouble| format!("; the bridge's triggers are not used: {trouble}")).unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -127,6 +146,7 @@ mod tests {
             counter: Counter::Readable,
             has_generation_trigger: true,
             last_migration: None,
+            triggers: Triggers::Absent,
         }
     }
 
@@ -151,6 +171,19 @@ mod tests {
         check(&disabled, CaptureChoice::Auto, Ok(Way::Reconcile));
         let forbidden = Schema { counter: Counter::Forbidden, ..current() };
         check(&forbidden, CaptureChoice::Generations, Err("may not read catalog_generation_counter"));
+    }
+
+    #[test]
+    fn auto_takes_triggers_where_they_are_whole() {
+        let ready = Schema { triggers: Triggers::Ready, ..current() };
+        check(&ready, CaptureChoice::Auto, Ok(Way::Triggers));
+        check(&ready, CaptureChoice::Generations, Ok(Way::Generations));
+        let broken = Schema { triggers: Triggers::Broken("trigger x is disabled".to_owned()), ..current() };
+        check(&broken, CaptureChoice::Auto, Ok(Way::Generations));
+        let why = broken.choose(CaptureChoice::Auto, "public").expect("chosen").why;
+        assert!(why.ends_with("the bridge's triggers are not used: trigger x is disabled"), "{why}");
+        check(&broken, CaptureChoice::Triggers, Err("trigger x is disabled"));
+        check(&current(), CaptureChoice::Triggers, Err("source install"));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::pace::{Pace, Poll};
 use super::position::{Position, Way};
 use super::schema::Choice;
 use super::settings::Settings;
+use super::triggers::drain::Reading;
 use crate::source::entity::{EntityError, parse_entity};
 use crate::source::owner::{Owner, SourceError};
 use crate::source::report::Report;
@@ -24,7 +25,7 @@ pub(super) const PAGE_BYTES: usize = 8 * 1024 * 1024;
 /// Pause between looks at whether a refused ref's owner let go.
 const OWNED_INTERVAL: Duration = Duration::from_secs(10);
 /// Pause between looks at the schema: a switch of the way of capture is noticed within it.
-const SCHEMA_INTERVAL: Duration = Duration::from_secs(60);
+const SCHEMA_INTERVAL: Duration = Duration::from_secs(10);
 /// Pause between sums of ref hashes beside the counts.
 const SUM_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -59,6 +60,8 @@ pub(super) struct Session<'a> {
     pub(super) counter: i64,
     /// Entities that lost their bodies since all pages were read last.
     pub(super) bodies_lost: u64,
+    /// By triggers: what is known of their outbox.
+    pub(super) reading: Reading,
 }
 
 impl<'a> Session<'a> {
@@ -77,10 +80,14 @@ impl<'a> Session<'a> {
     ) -> Self {
         let now = Instant::now();
         let reconcile = match choice.way {
-            Way::Generations => Pace::later(until_scheduled(&position, settings.reconcile_interval), now),
+            Way::Triggers | Way::Generations => {
+                Pace::later(until_scheduled(&position, settings.reconcile_interval), now)
+            }
             Way::Reconcile => Pace::new(settings.reconcile_only_interval, now),
         };
         let counter = position.generation;
+        let poll = Poll::new(settings.poll_interval, choice.way);
+        let reading = Reading::new(position.holding > 0);
         Session {
             settings,
             catalog,
@@ -93,7 +100,7 @@ impl<'a> Session<'a> {
             report,
             trouble,
             paces: Paces {
-                poll: Poll::new(settings.poll_interval),
+                poll,
                 count: Pace::new(settings.removal_interval, now),
                 sum: Pace::new(SUM_INTERVAL.max(settings.removal_interval), now),
                 sweep: Pace::new(settings.removal_interval, now),
@@ -104,6 +111,7 @@ impl<'a> Session<'a> {
             confirmed: HashSet::new(),
             counter,
             bodies_lost: 0,
+            reading,
         }
     }
 
@@ -120,11 +128,18 @@ impl<'a> Session<'a> {
                     self.verify_recent().await?;
                 }
             }
+            Way::Triggers => {
+                if let Some(drain) = &self.position.drain {
+                    self.catalog.drained_to(drain, 0);
+                }
+                self.ledger.set_bodiless([]);
+            }
             Way::Reconcile => self.ledger.set_bodiless([]),
         }
         while !self.owner.stop.is_cancelled() {
             self.meet_commands();
             match self.choice.way {
+                Way::Triggers => self.step_by_triggers().await?,
                 Way::Generations => self.step_by_generations().await?,
                 Way::Reconcile => self.step_by_reconcile().await?,
             }
@@ -176,11 +191,28 @@ impl<'a> Session<'a> {
             let schema = self.catalog.schema().await?;
             let choice = schema.choose(self.settings.capture, &self.settings.schema)?;
             if choice.way != self.choice.way {
-                return Err(SourceError::Reopen(format!("the way of capture changes: {}", choice.why)));
+                return Err(SourceError::Reopen(format!(
+                    "the way of capture changes to {}: {}",
+                    choice.way.name(),
+                    choice.why
+                )));
             }
+            if choice.way == Way::Triggers {
+                self.measure_outbox().await?;
+            }
+            self.choice = choice;
             self.paces.schema.done(Duration::ZERO, now);
         }
         Ok(())
+    }
+
+    /// Reads until nothing is left.
+    pub(super) async fn catch_up(&mut self) -> Result<(), SourceError> {
+        match self.choice.way {
+            Way::Triggers => self.drain_all().await,
+            Way::Generations => self.read_all().await,
+            Way::Reconcile => Ok(()),
+        }
     }
 
     /// Reads refs again whose owner let them go meanwhile.
@@ -339,7 +371,7 @@ pub(super) fn canonical(text: &str) -> Option<EntityRef> {
 }
 
 /// What a row says. `Err`: the log cannot take it.
-fn to_change(row: &Row, cause: Cause) -> Result<Option<Change>, Rejected> {
+pub(super) fn to_change(row: &Row, cause: Cause) -> Result<Option<Change>, Rejected> {
     let refuse = |reason: String| Rejected {
         entity_ref: row.entity_ref.clone(),
         reason,

@@ -16,7 +16,8 @@ pub struct Settings {
     pub schema: String,
     /// The way of capture.
     pub capture: CaptureChoice,
-    /// Pause between looks at the counter. `None`: 50 ms for ten seconds after a change, else 250 ms.
+    /// Pause between looks at the counter. `None`: 50 ms for ten seconds after a change (by triggers
+    /// 10 ms), else 250 ms.
     pub poll_interval: Option<Duration>,
     /// Pause between looks for removals; stretched so that they cost the database less than 1 % of a core.
     pub removal_interval: Duration,
@@ -28,6 +29,10 @@ pub struct Settings {
     pub removal_guard: Option<RemovalGuard>,
     /// Rows of a page, of changes as of a reconcile.
     pub page_rows: u32,
+    /// The schema of our own triggers' outbox, in the catalog's database; one for each bridge.
+    pub trigger_schema: String,
+    /// The triggers write no more when nobody drained for so long.
+    pub abandon_after: Duration,
     /// Lets a test widen the window in which an entity may return between the two looks of a sweep.
     #[cfg(test)]
     pub(super) pause_between_looks: Duration,
@@ -50,6 +55,8 @@ impl Settings {
             reconcile_only_interval: Duration::from_secs(10),
             removal_guard: Some(RemovalGuard::default()),
             page_rows: 1_000,
+            trigger_schema: "catalog_bridge".to_owned(),
+            abandon_after: Duration::from_secs(7 * 24 * 60 * 60),
             #[cfg(test)]
             pause_between_looks: Duration::ZERO,
             connect_timeout: Duration::from_secs(10),
@@ -61,9 +68,11 @@ impl Settings {
 /// Which way of capture the config asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum CaptureChoice {
-    /// Generations where the catalog has them, else reconcile.
+    /// Triggers where they are installed, else generations where the catalog has them, else reconcile.
     #[default]
     Auto,
+    /// Our own triggers, which `source install` makes.
+    Triggers,
     /// The numbers that catalog backends from 4.0.3 on give at commit.
     Generations,
     /// Comparing everything, again and again.

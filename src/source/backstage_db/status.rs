@@ -55,6 +55,10 @@ impl Session<'_> {
             "gaps": self.position.gaps,
             "heldRemovals": { "count": self.held.len(), "byOrigin": self.held.by_origin() },
         });
+        if let Some(drain) = &self.position.drain {
+            detail["outbox"] = json!(self.reading.size);
+            detail["capturedThrough"]["snapshot"] = json!(drain.from);
+        }
         if self.position.way == Way::Generations {
             detail["capturedThrough"]["generation"] = json!(self.position.generation);
             detail["lagChanges"] = json!(self.counter - self.position.generation);

@@ -13,7 +13,6 @@ use tracing::{info, warn};
 use super::catalog::Census;
 use super::guard::HeldRemovals;
 use super::ledger::{OurRefs, bucket};
-use super::position::Way;
 use super::ref_hash::ref_hash;
 use super::session::Session;
 use crate::source::owner::SourceError;
@@ -136,11 +135,9 @@ impl Session<'_> {
         self.sweep_bodiless().await?;
         let mut missing = self.find_missing(among).await?;
         if !missing.hashes.is_empty() {
-            if self.choice.way == Way::Generations {
-                #[cfg(test)]
-                tokio::time::sleep(self.settings.pause_between_looks).await;
-                self.catch_up().await?;
-            }
+            #[cfg(test)]
+            tokio::time::sleep(self.settings.pause_between_looks).await;
+            self.catch_up().await?;
             self.look_again(&mut missing).await?;
         }
         Ok(missing)

@@ -28,7 +28,7 @@ from (
 ) as hashes
 group by 1";
 
-/// By reconcile alone nothing tells which rows have no body, so they are left out, whatever it costs.
+/// Without generations nothing tells which rows have no body, so they are left out, whatever it costs.
 const BUCKETS_WITH_BODY: &str = "\
 select ((hash >> 56) & 255)::int4, count(*), sum(hash)::text, clock_timestamp() - statement_timestamp()
 from (
@@ -99,11 +99,11 @@ impl Catalog {
         rows.iter().map(|row| self.get(row, 0)).collect()
     }
 
-    /// Count and sum of the ref hashes per bucket: by generations of all rows, by reconcile of those with a body.
+    /// Count and sum of the ref hashes per bucket: by generations of all rows, else of those with a body.
     pub(crate) async fn buckets(&mut self) -> Result<Box<Buckets>, SourceError> {
         let sql = match self.way {
             Way::Generations => BUCKETS,
-            Way::Reconcile => BUCKETS_WITH_BODY,
+            Way::Triggers | Way::Reconcile => BUCKETS_WITH_BODY,
         };
         self.begin().await?;
         let rows = self.all("compare refs", sqlx::query(sql)).await?;

@@ -81,13 +81,15 @@ impl Catalog {
         Ok((rows.iter().map(|row| self.key(row)).collect::<Result<_, _>>()?, last))
     }
 
-    /// Which of these refs the catalog holds, byte for byte.
+    /// Which of these refs the catalog holds, byte for byte, or are still to be read from the outbox.
     pub(crate) async fn present(&mut self, refs: &[&str]) -> Result<HashSet<String>, SourceError> {
         self.begin().await?;
         let row = self.one("look refs up", sqlx::query(PRESENT).bind(refs)).await?;
+        let mut present = self.undrained(refs).await?;
         self.commit().await?;
         self.note(PRESENT, refs.len() as i64, &row, 1)?;
-        Ok(self.get::<Vec<String>>(&row, 0)?.into_iter().collect())
+        present.extend(self.get::<Vec<String>>(&row, 0)?);
+        Ok(present)
     }
 
     fn key(&self, row: &PgRow) -> Result<Key, SourceError> {

@@ -6,6 +6,7 @@ use super::{Catalog, classify};
 use crate::source::backstage_db::incarnation::Incarnation;
 use crate::source::backstage_db::ref_hash::ref_hash;
 use crate::source::backstage_db::schema::{Counter, Schema};
+use crate::source::backstage_db::triggers::health::{SERVER_VERSION_MIN as TRIGGERS_VERSION_MIN, Triggers};
 use crate::source::owner::SourceError;
 
 const SCHEMA: &str = "\
@@ -60,10 +61,14 @@ impl Catalog {
             },
             has_generation_trigger: row.try_get(6).map_err(get)?,
             last_migration: None,
+            triggers: Triggers::Absent,
         };
         if row.try_get(7).map_err(get)? {
             let rows = self.all("read the last migration", sqlx::query(LAST_MIGRATION)).await?;
             schema.last_migration = rows.first().map(|row| row.try_get(0)).transpose().map_err(get)?;
+        }
+        if schema.server_version >= TRIGGERS_VERSION_MIN {
+            schema.triggers = self.triggers().await?;
         }
         self.commit().await?;
         Ok(schema)

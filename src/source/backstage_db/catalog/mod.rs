@@ -1,7 +1,7 @@
 //! The connection to the catalog's database, and every statement that is sent there.
 //!
-//! Keeps P10: each transaction is READ ONLY, short, bounded by time-outs on both sides, and takes no lock but the shared one
-//! of a reader. Works through a pooler in transaction mode: nothing outlives a transaction, no statement has a name. Each
+//! Keeps P10: each transaction is short, bounded by time-outs on both sides, and takes no lock but the shared one of a reader.
+//! It is READ ONLY, but for those that clean the outbox of our own triggers. Works through a pooler in transaction mode: nothing outlives a transaction, no statement has a name. Each
 //! transaction reads the server's identity in its own snapshot, and is refused when it is not the expected one.
 
 mod census;
@@ -13,7 +13,7 @@ mod rows;
 pub(super) use self::census::{Buckets, Census, CensusKind};
 pub(super) use self::keys::Key;
 pub(super) use self::page::PageLimits;
-pub(super) use self::rows::{Body, Row};
+pub(super) use self::rows::{Body, Row, bound_bytes};
 
 use std::future::Future;
 use std::time::Duration;
@@ -28,6 +28,7 @@ use super::pace::Meter;
 use super::position::Way;
 use super::quote;
 use super::settings::Settings;
+use super::triggers::outbox::{Drain, OutboxLook};
 use crate::source::owner::SourceError;
 
 /// What the client adds to the server's own time-out, so that the server's error comes first where it still can.
@@ -40,11 +41,17 @@ pub(super) struct Catalog {
     timeout: Duration,
     /// Begins a transaction without looking at any table.
     begin_bare: String,
-    /// Begins one and reads identity and counter in its snapshot.
-    begin: String,
+    /// What reads identity, and counter or outbox, in its snapshot.
+    identify: String,
     way: Way,
     expected: Option<Identity>,
     meter: Meter,
+    /// The schema of our own triggers' outbox.
+    outbox: String,
+    /// How far it was read, and the id below which everything is.
+    drained: Option<(Drain, i64)>,
+    /// What the last transaction saw of it.
+    outbox_look: Option<OutboxLook>,
 }
 
 impl Catalog {
@@ -71,11 +78,14 @@ impl Catalog {
             connection,
             endpoint,
             timeout: settings.statement_timeout + CLIENT_MARGIN,
-            begin: String::new(),
+            identify: String::new(),
             begin_bare,
             way: Way::Reconcile,
             expected: None,
             meter: Meter::default(),
+            outbox: settings.trigger_schema.clone(),
+            drained: None,
+            outbox_look: None,
         })
     }
 
@@ -84,24 +94,45 @@ impl Catalog {
         &self.endpoint
     }
 
-    /// From now on transactions read the counter where `way` has one.
+    /// From now on transactions read what `way` goes by.
     pub(super) fn use_way(&mut self, way: Way) {
-        let (counter, trigger) = match way {
+        let (counter, trigger, more) = match way {
             Way::Generations => (
                 "(select generation from catalog_generation_counter where id = 1)::text",
                 "(select tgenabled::text || ':' || xmin::text from pg_trigger \
                   where tgrelid = 'final_entities'::regclass \
-                  and tgname = 'final_entities_assign_generation_at_commit')",
+                  and tgname = 'final_entities_assign_generation_at_commit')"
+                    .to_owned(),
+                String::new(),
             ),
-            Way::Reconcile => ("null::text", "null::text"),
+            Way::Triggers => ("null::text", OutboxLook::identity(&self.outbox), OutboxLook::columns(&self.outbox)),
+            Way::Reconcile => ("null::text", "null::text".to_owned(), String::new()),
         };
         self.way = way;
-        self.begin = format!(
-            "{}; select extract(epoch from pg_postmaster_start_time())::text, \
+        self.identify = format!(
+            "select extract(epoch from pg_postmaster_start_time())::text, \
              (select oid::text from pg_database where datname = current_database()), \
-             'final_entities'::regclass::oid::text, {counter}, {trigger}",
-            self.begin_bare
+             'final_entities'::regclass::oid::text, {counter}, {trigger}{more}",
         );
+    }
+
+    /// The schema of our own triggers' outbox.
+    pub(super) fn outbox(&self) -> &str {
+        &self.outbox
+    }
+
+    /// From now on rows with changes in the outbox after this are left to it; ids up to `floor` are all read.
+    pub(super) fn drained_to(&mut self, drain: &Drain, floor: i64) {
+        self.drained = Some((drain.clone(), floor));
+    }
+
+    pub(super) fn drained(&self) -> Option<&(Drain, i64)> {
+        self.drained.as_ref()
+    }
+
+    /// What the last transaction saw of the outbox.
+    pub(super) fn outbox_look(&self) -> Result<OutboxLook, SourceError> {
+        self.outbox_look.clone().ok_or_else(|| SourceError::Reopen("the outbox was not looked at".to_owned()))
     }
 
     /// From now on a transaction of another server, database or table is refused.
@@ -116,18 +147,29 @@ impl Catalog {
 
     /// Identity and counter now, in one round trip.
     pub(super) async fn look(&mut self) -> Result<(Identity, Option<i64>), SourceError> {
-        let text = format!("{}; commit", self.begin);
+        let text = format!("{}; {}; commit", self.begin_bare, self.identify);
         self.identify(text).await
     }
 
     /// Begins a transaction and returns the counter of its snapshot.
-    async fn begin(&mut self) -> Result<Option<i64>, SourceError> {
-        let text = self.begin.clone();
+    pub(super) async fn begin(&mut self) -> Result<Option<i64>, SourceError> {
+        let begin = self.begin_bare.clone();
+        self.begin_by(&begin).await
+    }
+
+    /// Begins one that may write; only our own tables are written.
+    pub(super) async fn begin_writing(&mut self) -> Result<(), SourceError> {
+        let begin = self.begin_bare.replacen("read only", "read write", 1);
+        self.begin_by(&format!("{begin}; set local synchronous_commit = off")).await.map(drop)
+    }
+
+    async fn begin_by(&mut self, begin: &str) -> Result<Option<i64>, SourceError> {
+        let text = format!("{begin}; {}", self.identify);
         let (identity, counter) = self.identify(text).await?;
         match &self.expected {
-            Some(expected) if *expected != identity => {
-                Err(SourceError::Reopen("another server, database or table answered".to_owned()))
-            }
+            Some(expected) if *expected != identity => Err(SourceError::Reopen(
+                "another server, database or table answered, or its triggers changed".to_owned(),
+            )),
             _ => Ok(counter),
         }
     }
@@ -138,12 +180,17 @@ impl Catalog {
         let rows = timed(work, self.timeout, action, &self.endpoint).await?;
         let row = rows.first().ok_or_else(|| SourceError::Reopen("the catalog gave no answer".to_owned()))?;
         let counter: Option<String> = self.get(row, 3)?;
+        let look = match self.way {
+            Way::Triggers => Some(OutboxLook::read(self, row, 5)?),
+            _ => None,
+        };
         let identity = Identity {
             started_at: self.get(row, 0)?,
             database: self.get(row, 1)?,
             table: self.get(row, 2)?,
             trigger: self.get(row, 4)?,
         };
+        self.outbox_look = look;
         Ok((identity, counter.and_then(|counter| counter.parse().ok())))
     }
 
@@ -152,7 +199,7 @@ impl Catalog {
         self.send("begin", text).await
     }
 
-    async fn commit(&mut self) -> Result<(), SourceError> {
+    pub(super) async fn commit(&mut self) -> Result<(), SourceError> {
         self.send("end a transaction", "commit".to_owned()).await
     }
 
@@ -161,13 +208,23 @@ impl Catalog {
         timed(work, self.timeout, action, &self.endpoint).await.map(|_| ())
     }
 
-    async fn all(
+    pub(super) async fn all(
         &mut self,
         action: &'static str,
         query: Query<'_, Postgres, PgArguments>,
     ) -> Result<Vec<PgRow>, SourceError> {
         let work = query.persistent(false).fetch_all(&mut self.connection);
         timed(work, self.timeout, action, &self.endpoint).await
+    }
+
+    /// The same for a statement that names our own schema.
+    pub(super) async fn all_of(
+        &mut self,
+        action: &'static str,
+        sql: String,
+        bind: impl for<'q> FnOnce(Query<'q, Postgres, PgArguments>) -> Query<'q, Postgres, PgArguments>,
+    ) -> Result<Vec<PgRow>, SourceError> {
+        self.all(action, bind(sqlx::query(AssertSqlSafe(sql)))).await
     }
 
     async fn one(
@@ -201,7 +258,7 @@ impl Catalog {
         Ok(self.meter.note(look, u64::try_from(rows).unwrap_or_default(), worked))
     }
 
-    fn get<'r, T: sqlx::Decode<'r, Postgres> + sqlx::Type<Postgres>>(
+    pub(super) fn get<'r, T: sqlx::Decode<'r, Postgres> + sqlx::Type<Postgres>>(
         &self,
         row: &'r PgRow,
         index: usize,

@@ -56,7 +56,7 @@ impl Catalog {
             let heads = self.all("read changes", sqlx::query(PAGE).bind(after).bind(limits.rows)).await?;
             page.is_full = heads.len() as i64 >= limits.rows;
             page.rows = self.heads(&heads)?;
-            page.is_full |= bound_bytes(&mut page.rows, limits.bytes);
+            page.is_full |= bound_bytes(&mut page.rows, limits.bytes, |row| &row.body);
             if let Some(last) = page.rows.last().and_then(|row| row.generation) {
                 let bodies = sqlx::query(PAGE_BODIES).bind(after).bind(last).bind(ENTITY_BYTES_MAX as i32);
                 let bodies = self.all("read entities", bodies).await?;

@@ -69,10 +69,15 @@ impl Catalog {
         let heads = self.all("read entities by ref", sqlx::query(sql).bind(refs)).await?;
         let mut rows = self.heads(&heads)?;
         let asked: HashSet<&str> = refs.iter().map(String::as_str).collect();
-        let comes_by_page = |row: &Row| row.generation.is_some_and(|number| number > read_to && number <= counter);
+        let refs: Vec<&str> = refs.iter().map(String::as_str).collect();
+        let undrained = self.undrained(&refs).await?;
+        let comes_by_page = |row: &Row| {
+            row.generation.is_some_and(|number| number > read_to && number <= counter)
+                || undrained.contains(&row.entity_ref)
+        };
         rows.retain(|row| asked.contains(row.entity_ref.as_str()) && !comes_by_page(row));
         let found: Vec<String> = rows.iter().map(|row| row.entity_ref.clone()).collect();
-        bound_bytes(&mut rows, bytes_max);
+        bound_bytes(&mut rows, bytes_max, |row| &row.body);
         let (now, left) = found.split_at(rows.len());
         let bodies = sqlx::query(BY_REF_BODIES).bind(now).bind(ENTITY_BYTES_MAX as i32);
         let bodies = self.all("read entities by ref", bodies).await?;
@@ -133,11 +138,11 @@ impl Catalog {
 }
 
 /// Cuts the rows off where their bodies exceed the bytes; keeps at least one. True when something was cut off.
-pub(super) fn bound_bytes(rows: &mut Vec<Row>, bytes_max: usize) -> bool {
+pub(crate) fn bound_bytes<T>(rows: &mut Vec<T>, bytes_max: usize, body: impl Fn(&T) -> &Body) -> bool {
     let mut bytes = 0;
-    let fits = |row: &Row| {
-        bytes += match row.body {
-            Body::TooLarge(length) if length <= ENTITY_BYTES_MAX => length,
+    let fits = |row: &T| {
+        bytes += match body(row) {
+            Body::TooLarge(length) if *length <= ENTITY_BYTES_MAX => *length,
             _ => 0,
         };
         bytes <= bytes_max

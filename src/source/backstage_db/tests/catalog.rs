@@ -67,6 +67,13 @@ impl Catalog {
         Settings::new(Connect::new(move || Ok(url.clone())))
     }
 
+    /// Lays the triggers by the daemon's role, with no more rights than it is told to be given.
+    pub(super) async fn install(&self) {
+        let settings = self.settings();
+        self.run(&super::super::trigger_grants(ROLE, "public", &settings.trigger_schema)).await;
+        super::super::install(&settings, &settings.connect, ROLE.to_owned()).await.expect("installed");
+    }
+
     /// Runs statements in one transaction.
     pub(super) async fn run(&self, sql: &str) {
         run(&mut self.connect().await, sql).await;

@@ -148,6 +148,9 @@ async fn check(stem: &str, collation: Collation, capture: CaptureChoice, log: Lo
     let seed: u64 = rand::rng().random_range(0..1_000_000);
     println!("seed {seed}");
     let catalog = Arc::new(Catalog::new(stem, collation).await);
+    if capture == CaptureChoice::Triggers {
+        catalog.install().await;
+    }
     let committed = Arc::new(Mutex::new(Committed::default()));
     let mut settings = catalog.settings();
     settings.capture = capture;
@@ -184,6 +187,11 @@ async fn by_generations_the_log_becomes_the_truth() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn by_generations_in_english_order_the_log_becomes_the_truth() {
     check("history_english", Collation::English, CaptureChoice::Generations, Log::postgres().await, 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn by_triggers_the_log_becomes_the_truth() {
+    check("history_triggers", Collation::C, CaptureChoice::Triggers, Log::sqlite().await, 4).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
