@@ -24,7 +24,7 @@ async fn load(profile: &str) -> Result<Value> {
 #[tokio::test]
 async fn every_profile_starts_what_its_config_names() -> Result<()> {
     let profiles = profiles()?;
-    ensure!(profiles.len() >= 4, "{profiles:?}");
+    ensure!(profiles.len() >= 5, "{profiles:?}");
     for profile in profiles {
         let project = load(&profile).await.with_context(|| profile.clone())?;
         let services = project["services"].as_object().context("services")?;

@@ -123,6 +123,7 @@ async fn a_secret_reaches_the_pod_and_no_config_map_or_annotation() -> Result<()
         json!({ "log": "${L}", "sinks": { "k": { "kafka": { "sasl": { "password": mark } } } } }),
         json!({ "log": "${L}", "sinks": { "q": { "rabbitmq": { "url": format!("amqp://${{USER}}:{mark}@h") } } } }),
         json!({ "log": "${L}", "sinks": { "w": { "webhook": { "secret": mark } } } }),
+        json!({ "log": "${L}", "sinks": { "w": { "webhook": { "secret": ["${S}", mark] } } } }),
     ] {
         let refused = render(&json!({ "config": config })).await;
         let error = refused.err().with_context(|| format!("{config} is taken"))?.to_string();
@@ -133,4 +134,18 @@ async fn a_secret_reaches_the_pod_and_no_config_map_or_annotation() -> Result<()
         "http": { "tokens": [{ "name": "a", "token": "file:/run/token" }] },
     } });
     render(&taken).await.map(drop)
+}
+
+/// Every key that the config calls a secret is one that the chart looks at; URLs are looked at for a password.
+#[test]
+fn the_chart_knows_every_secret_of_the_config() -> Result<()> {
+    let page = catalog_bridge::config::reference::markdown();
+    let template = std::fs::read_to_string(ours().join("templates/_helpers.tpl"))?;
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` | secret"));
+    let keys: Vec<_> = rows.map(|(key, _)| key).filter(|key| !["log", "url", "listen_url"].contains(key)).collect();
+    ensure!(keys.len() >= 6, "{keys:?}");
+    for key in keys {
+        ensure!(template.contains(&format!("\"{key}\"")), "{key} may lie in clear text in a ConfigMap");
+    }
+    Ok(())
 }

@@ -74,7 +74,7 @@ labels:
 {{- fail (printf "%s is %d and the log is a SQLite file, which one daemon owns: set it to 1, or config.log to a PostgreSQL URL" $setting $replicas) -}}
 {{- end -}}
 {{- if not (or .Values.existingConfigMap .Values.existingSecret) -}}
-{{- include "catalog-bridge.refuseSecrets" (dict "path" (list) "value" .Values.config) -}}
+{{- include "catalog-bridge.refuseSecrets" (dict "path" (list) "key" "" "value" .Values.config) -}}
 {{- end -}}
 {{- $listen := default "0.0.0.0:8219" (default (dict) .Values.config.http).listen -}}
 {{- if not (hasSuffix ":8219" $listen) -}}
@@ -180,16 +180,17 @@ volumeMounts:
 {{/* The config becomes a ConfigMap, which everybody in the namespace may read: a secret in clear text is refused. */}}
 {{- define "catalog-bridge.refuseSecrets" -}}
 {{- $path := .path -}}
+{{- $owner := .key -}}
 {{- if kindIs "map" .value -}}
 {{- range $key, $value := .value -}}
-{{- include "catalog-bridge.refuseSecrets" (dict "path" (append $path $key) "value" $value) -}}
+{{- include "catalog-bridge.refuseSecrets" (dict "path" (append $path $key) "key" $key "value" $value) -}}
 {{- end -}}
 {{- else if kindIs "slice" .value -}}
 {{- range $index, $value := .value -}}
-{{- include "catalog-bridge.refuseSecrets" (dict "path" (append $path (toString $index)) "value" $value) -}}
+{{- include "catalog-bridge.refuseSecrets" (dict "path" (append $path (toString $index)) "key" $owner "value" $value) -}}
 {{- end -}}
 {{- else if kindIs "string" .value -}}
-{{- $isSecret := has (last $path) (list "password" "token" "secret" "nkey" "key_password") -}}
+{{- $isSecret := has $owner (list "key_password" "nkey" "password" "secret" "secret_access_key" "token") -}}
 {{- $isPlain := not (or (contains "${" .value) (hasPrefix "file:" .value)) -}}
 {{- $hasPassword := regexMatch "://[^/@:]*:[^/@]+@" (regexReplaceAll "\\$\\{[^}]*\\}" .value "") -}}
 {{- if or (and $isSecret $isPlain) $hasPassword -}}
