@@ -49,9 +49,14 @@ impl Settings {
     }
 }
 
+/// Clients of brokers whose lines a sink's state tells better, and that write whole messages (`lapin`, of those without a queue).
+/// A level that names them shows them.
+const SILENT: &str = "lapin=off,async_nats=off";
+
 /// Writes log lines to the standard error from now on. To be called once; a second call changes nothing.
 pub fn start(settings: &Settings) {
-    let filter = EnvFilter::try_new(&settings.level).unwrap_or_else(|_| EnvFilter::new("info"));
+    let level = format!("{SILENT},{}", settings.level);
+    let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"));
     let is_text = match settings.format {
         Format::Json => false,
         Format::Text => true,
@@ -75,7 +80,7 @@ mod tests {
 
     #[test]
     fn levels_are_known_words() {
-        for good in ["info", "DEBUG", "info,catalog_bridge::delivery=debug", "off"] {
+        for good in ["info", "DEBUG", "info,catalog_bridge::delivery=debug", "off", "info,lapin=warn"] {
             assert!(Settings::parse_level(good).is_ok(), "{good}");
         }
         for bad in ["", "verbose", "info,,", "catalog_bridge=loud"] {

@@ -10,6 +10,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use catalog_bridge_services::{Nats, NatsOptions, RabbitMq, RabbitMqOptions};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message;
 use rdkafka::{ClientConfig, Offset as Position, TopicPartitionList};
@@ -36,7 +37,10 @@ fn main() -> Result<()> {
 
 async fn throughput() -> Result<()> {
     let broker = kafka::shared().await?;
+    let rabbit = RabbitMq::start(RabbitMqOptions::default()).await?;
+    let nats = Nats::start(NatsOptions::default()).await?;
     for store in stores().await? {
+        let queue = store.name();
         let place = Place::new()?;
         let log = format!("log: {}\nsources: {{ push: {{ ingest: {{}} }} }}\n", store.log(&place)?);
         let daemon = place.start(&log).await?;
@@ -52,25 +56,26 @@ async fn throughput() -> Result<()> {
         let memory = daemon.peak_memory_bytes()?;
         daemon.stop().await?;
 
-        let topic = broker.create_topic(4).await?;
-        let config = format!(
-            "{log}sinks: {{ platform: {{ kafka: {{ brokers: [\"{}\"], topic: {topic} }}, start: earliest }} }}\n",
-            broker.address()
-        );
-        let begin = Instant::now();
-        let daemon = place.start(&config).await?;
-        daemon
-            .wait_until("the backlog is in Kafka", async || {
-                Ok(daemon.sink("platform").await?["checkpoint"].as_u64() == Some(EVENTS as u64))
-            })
-            .await?;
-        row(&format!("{}: backlog to Kafka, start of the daemon included, acknowledged", store.name()), begin);
-        println!(
-            "| {}: peak RSS while ingesting and reading / while delivering | {} / {} MiB |",
-            store.name(),
-            memory >> 20,
-            daemon.peak_memory_bytes()? >> 20
-        );
+        for (sink, section) in [
+            ("kafka", format!("kafka: {{ brokers: [\"{}\"], topic: {} }}", broker.address(), broker.create_topic(4).await?)),
+            ("rabbitmq", format!("rabbitmq: {{ url: \"{}\", exchange: {queue}, queue: {queue} }}", rabbit.url(1))),
+            ("nats", format!("nats: {{ servers: [\"{}\"], stream: {queue}, subject: \"{queue}.{{name}}\" }}", nats.url())),
+            ("file", format!("file: {{ path: \"{}/events.ndjson\" }}", place.path().display())),
+        ] {
+            let config = format!("{log}sinks: {{ {sink}: {{ {section}, start: earliest, ensure: {} }} }}\n", sink != "file");
+            let begin = Instant::now();
+            let daemon = place.start(&config).await?;
+            daemon
+                .wait_until("the backlog is delivered", async || {
+                    Ok(daemon.sink(sink).await?["checkpoint"].as_u64() == Some(EVENTS as u64))
+                })
+                .await?;
+            row(&format!("{}: backlog to {sink}, start of the daemon included, acknowledged", store.name()), begin);
+            let delivering = daemon.peak_memory_bytes()?;
+            println!("| {}: peak RSS while delivering to {sink} | {} MiB |", store.name(), delivering >> 20);
+            daemon.stop().await?;
+        }
+        println!("| {}: peak RSS while ingesting and reading | {} MiB |", store.name(), memory >> 20);
     }
     Ok(())
 }

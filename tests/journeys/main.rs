@@ -10,5 +10,6 @@ mod bad_input;
 mod cli;
 mod consumer_loop;
 mod every_sink;
+mod rabbitmq_troubles;
 mod restores;
 mod webhook_troubles;
