@@ -57,12 +57,19 @@ async fn throughput() -> Result<()> {
         daemon.stop().await?;
 
         for (sink, section) in [
-            ("kafka", format!("kafka: {{ brokers: [\"{}\"], topic: {} }}", broker.address(), broker.create_topic(4).await?)),
+            (
+                "kafka",
+                format!("kafka: {{ brokers: [\"{}\"], topic: {} }}", broker.address(), broker.create_topic(4).await?),
+            ),
             ("rabbitmq", format!("rabbitmq: {{ url: \"{}\", exchange: {queue}, queue: {queue} }}", rabbit.url(1))),
-            ("nats", format!("nats: {{ servers: [\"{}\"], stream: {queue}, subject: \"{queue}.{{name}}\" }}", nats.url())),
+            (
+                "nats",
+                format!("nats: {{ servers: [\"{}\"], stream: {queue}, subject: \"{queue}.{{name}}\" }}", nats.url()),
+            ),
             ("file", format!("file: {{ path: \"{}/events.ndjson\" }}", place.path().display())),
         ] {
-            let config = format!("{log}sinks: {{ {sink}: {{ {section}, start: earliest, ensure: {} }} }}\n", sink != "file");
+            let config =
+                format!("{log}sinks: {{ {sink}: {{ {section}, start: earliest, ensure: {} }} }}\n", sink != "file");
             let begin = Instant::now();
             let daemon = place.start(&config).await?;
             daemon

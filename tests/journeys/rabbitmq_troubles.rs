@@ -43,7 +43,11 @@ impl Management {
         let body = json!({ "count": 10_000, "ackmode": "ack_requeue_false", "encoding": "auto" });
         let messages = self.post(&format!("queues/%2f/{queue}/get"), &body).await?;
         let offset = |message: &Value| {
-            message["properties"]["headers"]["catalog-bridge-offset"].as_str().context("an offset")?.parse().context("a number")
+            message["properties"]["headers"]["catalog-bridge-offset"]
+                .as_str()
+                .context("an offset")?
+                .parse()
+                .context("a number")
         };
         messages.as_array().context("messages")?.iter().map(offset).collect()
     }
@@ -97,7 +101,8 @@ async fn each_trouble_is_told_and_left_by_itself() -> Result<()> {
         sink("skip", "guest:guest", ", on_refused: skip"),
     );
     let daemon = place.start(&config).await?;
-    let batch = |from: u64| (from..from + 500).map(|number| upsert(&format!("e{}", number % 40), number)).collect::<Vec<_>>();
+    let batch =
+        |from: u64| (from..from + 500).map(|number| upsert(&format!("e{}", number % 40), number)).collect::<Vec<_>>();
 
     daemon.ingest("push", &batch(0)).await?;
     reaches(&daemon, "route", 500).await?;
@@ -117,7 +122,8 @@ async fn each_trouble_is_told_and_left_by_itself() -> Result<()> {
 
     rabbit.control(1, &["change_password", "late", "s3cret-wrong"]).await?;
     management.bind("route").await?;
-    let skipped = cli(&["sinks", "skip", "block", "501", "--config", &place.path().join("daemon.yaml").display().to_string()])?;
+    let skipped =
+        cli(&["sinks", "skip", "block", "501", "--config", &place.path().join("daemon.yaml").display().to_string()])?;
     ensure!(skipped.status.success(), "{skipped:?}");
 
     let everything: Vec<u64> = (1..=1_001).collect();

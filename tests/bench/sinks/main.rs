@@ -20,9 +20,7 @@ use catalog_bridge::store::{
     Append, Change, ConsumerKind, Metrics, OnOwned, ReadLimits, Settings, Start, Store, Tail, Upsert, open,
 };
 use catalog_bridge::telemetry::StatusBoard;
-use catalog_bridge_api::{
-    BuildContext, Cause, EntityRef, JsonText, Message, Offset, Ordering, SinkName, SourceName,
-};
+use catalog_bridge_api::{BuildContext, Cause, EntityRef, JsonText, Message, Offset, Ordering, SinkName, SourceName};
 use serde_json::Value;
 
 const EVENTS: usize = 100_000;
@@ -53,7 +51,9 @@ async fn main() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let log = open(&Settings::sqlite(directory.path().join("log.db")), Metrics::default()).await?;
     fill(&log, events).await?;
-    println!("| sink | bare publisher, events/s (each round) | catalog-bridge, events/s (each round) | ratio |\n|---|---|---|---|");
+    println!(
+        "| sink | bare publisher, events/s (each round) | catalog-bridge, events/s (each round) | ratio |\n|---|---|---|---|"
+    );
     for destination in &mut destinations().await? {
         if names.is_empty() || names.iter().any(|name| destination.name().to_lowercase().contains(name.as_str())) {
             compare(&log, &mut **destination, events).await?;
@@ -76,7 +76,11 @@ async fn compare(log: &Arc<dyn Store>, destination: &mut dyn Destination, events
         let sink = sink(destination, round).await?;
         let messages = encode(log, &sink).await?;
         let took = destination.publish(messages).await?;
-        ensure!(destination.count().await? == events, "{}: the bare publisher's messages are not there", destination.name());
+        ensure!(
+            destination.count().await? == events,
+            "{}: the bare publisher's messages are not there",
+            destination.name()
+        );
         bare.push(events as f64 / took.as_secs_f64());
 
         let rate = deliver(log, self::sink(destination, round).await?).await?;

@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 /// Whatever takes longer never comes.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(240);
 
 /// Events `1..=last` over so many entities, and what of them is acknowledged.
 pub(crate) struct Sink {
