@@ -35,4 +35,5 @@ fix:
 # Throughput and latency, release build
 bench:
     cargo run --release -p catalog-bridge-bench
+    cargo run --release -p catalog-bridge-bench --bin sinks
     cargo bench --bench chain
