@@ -5,6 +5,7 @@ use axum::body::Body;
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
+use catalog_bridge_api::Offset;
 use prometheus_client::registry::Registry;
 use serde_json::{Map, Value, json};
 
@@ -101,18 +102,26 @@ impl Context {
         let rows: BTreeMap<&str, &Checkpoint> =
             rows.iter().filter(|row| row.kind == kind).map(|row| (row.name.as_str(), row)).collect();
         let names: BTreeSet<&str> = ours.keys().map(String::as_str).chain(rows.keys().copied()).collect();
-        let consumer = |name: &str| consumer(ours.get(name), rows.get(name).copied());
+        let head = self.known_state().head;
+        let consumer = |name: &str| consumer(ours.get(name), rows.get(name).copied(), head);
         names.into_iter().map(|name| (name.to_owned(), consumer(name))).collect()
     }
 }
 
-/// One source or sink: what its worker here says, or, when that stands by, what its owner's worker published.
-fn consumer(ours: Option<&ConsumerStatus>, row: Option<&Checkpoint>) -> Value {
+/// One source or sink: what its worker here says, or, when that stands by, what its owner's worker published. That is some
+/// seconds old, longer when the owner died: where the sink stands is then read from the row itself.
+fn consumer(ours: Option<&ConsumerStatus>, row: Option<&Checkpoint>, head: Offset) -> Value {
     let stands_by = ours.is_none_or(|ours| matches!(ours.state, ConsumerState::Standby { .. }));
     let published =
         row.filter(|_| stands_by).and_then(|row| serde_json::from_str::<Value>(row.status.as_ref()?.as_str()).ok());
     let mut shown = match (published, ours) {
-        (Some(Value::Object(published)), _) => published,
+        (Some(Value::Object(mut published)), _) => {
+            if let Some(row) = row.filter(|row| row.kind == ConsumerKind::Sink) {
+                published.insert("checkpoint".to_owned(), json!(row.offset));
+                published.insert("lagEvents".to_owned(), head.get().saturating_sub(row.offset.get()).into());
+            }
+            published
+        }
         (_, Some(ours)) => json!(ours).as_object().cloned().unwrap_or_default(),
         (_, None) => Map::new(),
     };

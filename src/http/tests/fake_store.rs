@@ -312,7 +312,9 @@ fn row(name: &str) -> Checkpoint {
         fingerprint: None,
         paused: false,
         expired: false,
-        status: Some(catalog_bridge_api::JsonText::from_trusted(r#"{"state":"running","protocol":"file"}"#)),
+        status: Some(catalog_bridge_api::JsonText::from_trusted(
+            r#"{"state":"running","protocol":"file","checkpoint":2,"lagEvents":1}"#,
+        )),
         updated_at: DateTime::<Utc>::UNIX_EPOCH,
         commands: 0,
     }
