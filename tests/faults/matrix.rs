@@ -21,6 +21,7 @@ pub(crate) enum Kind {
     KafkaTransactional,
     RabbitMq,
     Nats,
+    Webhook,
     File,
 }
 
@@ -47,6 +48,7 @@ pub(crate) enum Site {
     Kafka(usize),
     RabbitMq(usize),
     Nats(usize),
+    Webhook,
     File,
 }
 
@@ -56,6 +58,8 @@ const TABLE: &[(Kind, &[usize], &[Fault])] = &[
     (Kind::KafkaTransactional, &[1, 3], &[]),
     (Kind::RabbitMq, &[1, 3], &[]),
     (Kind::Nats, &[1, 3], &[]),
+    // A receiver's death is the same to its clients as a cut.
+    (Kind::Webhook, &[1], &[Fault::BrokerKilled]),
     // No broker and no connection.
     (
         Kind::File,
@@ -76,6 +80,7 @@ impl Cell {
             Kind::Kafka | Kind::KafkaTransactional => Site::Kafka(self.nodes),
             Kind::RabbitMq => Site::RabbitMq(self.nodes),
             Kind::Nats => Site::Nats(self.nodes),
+            Kind::Webhook => Site::Webhook,
             Kind::File => Site::File,
         }
     }
@@ -87,6 +92,7 @@ impl Cell {
             Kind::KafkaTransactional => "Kafka transactional",
             Kind::RabbitMq => "RabbitMQ quorum queue",
             Kind::Nats => "NATS JetStream",
+            Kind::Webhook => "webhook",
             Kind::File => "file",
         };
         let nodes = if TABLE.iter().any(|(kind, nodes, _)| *kind == self.kind && nodes.len() > 1) {

@@ -5,6 +5,7 @@ mod kafka;
 mod nats;
 mod proxies;
 mod rabbitmq;
+mod webhook;
 
 use anyhow::Result;
 use async_trait::async_trait;
@@ -49,6 +50,7 @@ pub(crate) async fn start(site: Site) -> Result<Box<dyn Destination>> {
         Site::Kafka(nodes) => Box::new(kafka::KafkaTopic::start(nodes).await?),
         Site::RabbitMq(nodes) => Box::new(rabbitmq::RabbitQueue::start(nodes).await?),
         Site::Nats(nodes) => Box::new(nats::NatsStream::start(nodes).await?),
+        Site::Webhook => Box::new(webhook::Hook::start()?),
         Site::File => Box::new(file::LocalFile::start()?),
     })
 }

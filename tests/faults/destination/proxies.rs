@@ -50,6 +50,11 @@ impl Proxies {
         Ok(true)
     }
 
+    /// Holds everything back, as a server that stands still.
+    pub(crate) fn freeze(&self) -> Result<()> {
+        self.0.iter().try_for_each(FaultProxy::freeze)
+    }
+
     /// Ends every fault of the connections.
     pub(crate) fn heal(&self) -> Result<()> {
         self.0.iter().try_for_each(FaultProxy::heal)
