@@ -20,6 +20,10 @@ test:
 test-all:
     CATALOG_BRIDGE_TEST=long cargo test --release
 
+# All cells of the fault matrix (a part of test-all), and their table for docs/fault-matrix.md
+faults:
+    CATALOG_BRIDGE_TEST=long cargo test --release --test faults -- --nocapture
+
 # What CI checks before the tests
 lint:
     cargo fmt --all --check
