@@ -234,6 +234,10 @@ impl<'worker> Owned<'worker> {
             self.position = Some(Position::of(row));
             self.blocked = None;
             self.retry.succeeded();
+            // Whatever state is shown next stands beside these figures, and not beside zeros.
+            let head = self.worker.tail.state().borrow().head;
+            let (checkpoint, generation) = (row.offset, row.generation);
+            self.reporter.measure(Figures { checkpoint, head, in_flight: 0, generation, behind_since: None });
         }
         if row.commands != self.commands {
             self.commands = row.commands;
