@@ -269,15 +269,15 @@ async fn watch(shared: Arc<Shared>, path: PathBuf) {
     }
 }
 
-/// Looks at the harmed sink's row for ever. Of a replica that stands by it is some seconds old, which is a checkpoint too.
+/// Looks at the harmed sink's row for ever. Of a sink that another replica owns, or owned,
+/// it says what is stored.
 async fn observe(shared: Arc<Shared>, target: Target, client: reqwest::Client) {
     loop {
         tokio::time::sleep(Duration::from_millis(100)).await;
         let url = target.status_url();
         let Ok(status) = get(&client, &url).await else { continue };
         let sink = &status["sinks"][SINK];
-        let (Some(generation), Some(checkpoint)) = (sink["detail"]["generation"].as_u64(), sink["checkpoint"].as_u64())
-        else {
+        let (Some(generation), Some(checkpoint)) = (sink["generation"].as_u64(), sink["checkpoint"].as_u64()) else {
             continue;
         };
         // A daemon that was replaced meanwhile may have answered late.

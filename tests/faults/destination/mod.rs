@@ -5,6 +5,10 @@ mod kafka;
 mod nats;
 mod proxies;
 mod rabbitmq;
+mod sqs;
+#[allow(dead_code, reason = "the connector's own tests look at more of it")]
+#[path = "../../../connectors/sqs/tests/conformance/stub.rs"]
+mod stub;
 mod webhook;
 
 use anyhow::Result;
@@ -50,6 +54,7 @@ pub(crate) async fn start(site: Site) -> Result<Box<dyn Destination>> {
         Site::Kafka(nodes) => Box::new(kafka::KafkaTopic::start(nodes).await?),
         Site::RabbitMq(nodes) => Box::new(rabbitmq::RabbitQueue::start(nodes).await?),
         Site::Nats(nodes) => Box::new(nats::NatsStream::start(nodes).await?),
+        Site::Sqs => Box::new(sqs::FifoQueue::start().await?),
         Site::Webhook => Box::new(webhook::Hook::start()?),
         Site::File => Box::new(file::LocalFile::start()?),
     })

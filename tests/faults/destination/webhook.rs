@@ -52,9 +52,10 @@ fn delivered(request: &WebhookRequest) -> Result<Delivered> {
     let alike =
         request.headers.iter().filter(|(name, _)| !matches!(&***name, "webhook-timestamp" | "webhook-signature"));
     let alike: Vec<_> = alike.collect();
+    let body: serde_json::Value = serde_json::from_slice(&request.body)?;
     Ok(Delivered {
         offset: text(BRIDGE_OFFSET)?.parse::<u64>()?.into(),
-        key: text("ce-subject")?.clone(),
+        key: body["subject"].as_str().context("a subject")?.to_owned(),
         generation: text(BRIDGE_GENERATION)?.parse()?,
         bytes: format!("{alike:?}{:?}", request.body).into_bytes(),
     })
