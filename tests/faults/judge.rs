@@ -42,16 +42,31 @@ pub(crate) struct Evidence {
 }
 
 /// The destination lost what it held, which the sink must say; then the operator fills it anew.
+///
+/// Twice at most: a sink that told of a topic that is gone tells once more when it finds the new one.
 pub(crate) async fn refill(scene: &Scene) -> Result<()> {
     let daemon = scene.daemon();
-    daemon
-        .wait_until("the loss is told", async || {
-            let sink = daemon.sink(SINK).await?;
-            Ok(matches!(sink["state"].as_str(), Some("misconfigured" | "diverged"))
-                && sink.to_string().contains("rewind"))
-        })
-        .await?;
-    scene.rewind_to_snapshot().await
+    for _ in 0..2 {
+        daemon
+            .wait_until("the loss is told", async || {
+                let sink = daemon.sink(SINK).await?;
+                let is_told = matches!(sink["state"].as_str(), Some("misconfigured" | "diverged"));
+                Ok(is_told && sink.to_string().contains("rewind"))
+            })
+            .await?;
+        scene.rewind_to_snapshot().await?;
+        daemon
+            .wait_until("the sink looks at its destination again", async || {
+                let sink = daemon.sink(SINK).await?;
+                let is_adopted = sink["detail"]["generation"] == sink["generation"];
+                Ok(is_adopted && matches!(sink["state"].as_str(), Some("running" | "snapshot" | "diverged")))
+            })
+            .await?;
+        if daemon.sink(SINK).await?["state"] != "diverged" {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// The verdict; how many messages were repeated.

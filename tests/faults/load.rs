@@ -280,6 +280,10 @@ async fn observe(shared: Arc<Shared>, target: Target, client: reqwest::Client) {
         let (Some(generation), Some(checkpoint)) = (sink["generation"].as_u64(), sink["checkpoint"].as_u64()) else {
             continue;
         };
+        // The row and the worker tell of the same generation, but for a moment after a rewind or a hand-over.
+        if sink["detail"]["generation"].as_u64() != Some(generation) {
+            continue;
+        }
         // A daemon that was replaced meanwhile may have answered late.
         if target.status_url() == url {
             let seen = Seen { generation, checkpoint: checkpoint.into() };
