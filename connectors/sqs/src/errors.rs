@@ -50,7 +50,11 @@ impl Failure {
                 verdict: Verdict::Congested,
                 words: format!("no answer within {} s", crate::REQUEST_TIMEOUT.as_secs()),
             },
-            other => Failure { verdict: verdict_of_client(other), words: chain(other) },
+            other => {
+                let (verdict, words) = (verdict_of_client(other), chain(other));
+                let is_about_credentials = verdict == Verdict::Misconfigured;
+                Failure { verdict, words: if is_about_credentials { advise(&words) } else { words } }
+            }
         }
     }
 
@@ -166,6 +170,12 @@ fn verdict_of_client(error: &(dyn StdError + 'static)) -> Verdict {
         cause = error.source();
     }
     Verdict::Passing
+}
+
+fn advise(words: &str) -> String {
+    // The list that the library begins there is of its own names for the places it looked at.
+    let words = words.trim_end_matches(" Attempted:");
+    format!("{words}; give the process a role, a profile or AWS_ACCESS_KEY_ID, or write access_key_id")
 }
 
 /// The error and its causes, each once.
