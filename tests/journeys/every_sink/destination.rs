@@ -11,7 +11,7 @@ use async_nats::jetstream::{self, consumer::pull, stream};
 use catalog_bridge_api::{BRIDGE_GENERATION, BRIDGE_OFFSET};
 use catalog_bridge_history::{Delivered, Lane};
 use catalog_bridge_services::{
-    FaultProxy, Nats, NatsOptions, RabbitMq, RabbitMqOptions, WebhookReceiver, WebhookReply, WebhookRequest,
+    ElasticMq, FaultProxy, Nats, NatsOptions, RabbitMq, RabbitMqOptions, WebhookReceiver, WebhookReply, WebhookRequest,
 };
 use futures::StreamExt;
 use lapin::options::{BasicConsumeOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
@@ -168,6 +168,73 @@ fn of_nats(message: &jetstream::Message) -> Result<Delivered> {
     delivered(text(BRIDGE_OFFSET)?, text(BRIDGE_GENERATION)?, text("ce-subject")?, text("ce-type")?, &data)
 }
 
+/// A FIFO queue of SQS.
+pub(super) async fn sqs() -> Result<Destination> {
+    let server = ElasticMq::start().await?;
+    let proxy = FaultProxy::start(&server.address())?;
+    let sqs = Sqs { client: reqwest::Client::new(), endpoint: server.endpoint() };
+    let queue = json!({ "QueueName": "catalog.fifo", "Attributes": { "FifoQueue": "true" } });
+    let url = sqs.ask("CreateQueue", queue).await?["QueueUrl"].clone();
+    let section = json!({
+        "queue_url": url,
+        "endpoint": format!("http://{}", proxy.address()),
+        "region": "us-east-1",
+        "access_key_id": "tests",
+        "secret_access_key": "tests",
+    });
+    let arrived = Arrived::default();
+    let noted = Arc::clone(&arrived);
+    let consumer = tokio::spawn(async move {
+        loop {
+            let request = json!({
+                "QueueUrl": url, "MaxNumberOfMessages": 10, "MessageAttributeNames": ["All"], "WaitTimeSeconds": 1,
+            });
+            let received = sqs.ask("ReceiveMessage", request).await?;
+            let mut entries = Vec::new();
+            for (number, message) in received["Messages"].as_array().into_iter().flatten().enumerate() {
+                note(&noted, of_sqs(message)?);
+                entries.push(json!({ "Id": number.to_string(), "ReceiptHandle": message["ReceiptHandle"] }));
+            }
+            if !entries.is_empty() {
+                sqs.ask("DeleteMessageBatch", json!({ "QueueUrl": url, "Entries": entries })).await?;
+            }
+        }
+    });
+    Ok(Destination {
+        sink: "fifo",
+        section: format!("sqs: {section}"),
+        proxy,
+        lane: Lane::Entity,
+        window: 1_000,
+        arrived,
+        consumer: Some(consumer),
+        _server: Box::new(server),
+    })
+}
+
+/// Requests straight to the server, which asks for no signature.
+struct Sqs {
+    client: reqwest::Client,
+    endpoint: String,
+}
+
+impl Sqs {
+    async fn ask(&self, action: &str, body: Value) -> Result<Value> {
+        let request = self.client.post(&self.endpoint).header("content-type", "application/x-amz-json-1.0");
+        let request = request.header("x-amz-target", format!("AmazonSQS.{action}")).body(body.to_string());
+        let text = request.send().await?.error_for_status()?.text().await?;
+        Ok(serde_json::from_str(&text).unwrap_or_default())
+    }
+}
+
+fn of_sqs(message: &Value) -> Result<Delivered> {
+    let attribute = |name: &str| {
+        message["MessageAttributes"][name]["StringValue"].as_str().with_context(|| format!("no {name} in {message}"))
+    };
+    let body = message["Body"].as_str().context("a body")?;
+    of_event(attribute(BRIDGE_OFFSET)?, attribute(BRIDGE_GENERATION)?, body.as_bytes())
+}
+
 /// An HTTP endpoint.
 pub(super) fn webhook() -> Result<Destination> {
     let server = WebhookReceiver::start(&[SECRET])?;
@@ -201,7 +268,12 @@ pub(super) fn webhook() -> Result<Destination> {
 
 fn of_webhook(request: &WebhookRequest) -> Result<Delivered> {
     let header = |name: &str| request.headers.get(name).with_context(|| format!("no {name}"));
-    let event: Value = serde_json::from_slice(&request.body)?;
+    of_event(header(BRIDGE_OFFSET)?, header(BRIDGE_GENERATION)?, &request.body)
+}
+
+/// A structured CloudEvent.
+fn of_event(offset: &str, generation: &str, body: &[u8]) -> Result<Delivered> {
+    let event: Value = serde_json::from_slice(body)?;
     let text = |name: &str| event[name].as_str().with_context(|| format!("no {name}"));
-    delivered(header(BRIDGE_OFFSET)?, header(BRIDGE_GENERATION)?, text("subject")?, text("type")?, &event["data"])
+    delivered(offset, generation, text("subject")?, text("type")?, &event["data"])
 }
