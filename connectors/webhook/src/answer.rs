@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | 2xx | stored |
 //! | 3xx | misconfigured: redirects are not followed |
-//! | 400, 413, 414, 422, 431 | this event is refused for good |
+//! | 400, 413, 422, 431 | this event is refused for good |
 //! | 410 | the endpoint wants no more: an operator decides |
 //! | 408, 409, 423, 425, 429, every 5xx but those below | passes; `Retry-After` is honoured |
 //! | every other 4xx; 501, 505, 511 | misconfigured |
@@ -58,7 +58,7 @@ fn meaning(status: StatusCode, headers: &HeaderMap, said: &str, url: &Url, messa
     let answer = format!("{status}{said}");
     match status.as_u16() {
         300..=399 => ConnectorError::misconfigured(at, format!("{answer}; {}", redirect(headers, url))),
-        400 | 413 | 414 | 422 | 431 => ConnectorError::Refused {
+        400 | 413 | 422 | 431 => ConnectorError::Refused {
             offset: message.offset(),
             entity_ref: message.entity_ref.clone(),
             endpoint: at,
