@@ -207,7 +207,7 @@ fn resume(
     }
     if let (Standing::Outbox(look), Some(before), true) = (standing, before.drain, gap.goes_on) {
         // What was under way while the triggers were off ends later.
-        let unsettled = (!look.snapshot.is_settled()).then(|| look.snapshot.xmax());
+        let unsettled = (!look.is_settled()).then_some(look.next_xid);
         position.drain = Some(Drain { unsettled: unsettled.or(before.unsettled), ..before });
     }
     (position, Some(gap))
@@ -312,6 +312,7 @@ mod resume_tests {
             gaps: 0,
             is_abandoned: false,
             cleaned: cleaned.map(|text| text.parse().expect("a snapshot")),
+            next_xid: 0,
         };
         let before = Position { way: Way::Triggers, drain: Some(Drain::begin(&look(from))), ..stored(0) };
         let standing = Standing::Outbox(look(now));

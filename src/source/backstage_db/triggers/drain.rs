@@ -57,12 +57,12 @@ impl Reading {
     /// A look begins a window. Ids that an earlier look saw belong to transactions that this one knows of: whoever draws an id has
     /// its number already.
     fn looked(&mut self, look: &OutboxLook) {
-        self.candidate.get_or_insert((self.last_id, look.snapshot.xmax()));
+        self.candidate.get_or_insert((self.last_id, look.next_xid));
         self.last_id = look.last_id;
     }
 
     fn read_through(&mut self, from: &Snapshot) {
-        if let Some((id, _)) = self.candidate.take_if(|(_, xmax)| from.xmin() >= *xmax) {
+        if let Some((id, _)) = self.candidate.take_if(|(_, next_xid)| from.xmin() >= *next_xid) {
             self.floor = id;
         }
     }
@@ -250,7 +250,7 @@ impl Session<'_> {
         let settled = self.catalog.outbox_look()?.snapshot.xmin();
         if self.position.reconcile.is_none()
             && let Some(drain) = &mut self.position.drain
-            && drain.unsettled.take_if(|xmax| settled >= *xmax).is_some()
+            && drain.unsettled.take_if(|next_xid| settled >= *next_xid).is_some()
         {
             self.begin_reconcile("the transactions that were under way at a gap have ended", false);
         }
@@ -259,15 +259,15 @@ impl Session<'_> {
 
     /// Everything is compared; once more when transactions that are under way now have ended, or when that had begun already.
     async fn meet_gap(&mut self, reason: &str) -> Result<(), SourceError> {
-        let snapshot = self.catalog.outbox_look()?.snapshot;
+        let look = self.catalog.outbox_look()?;
         let is_late = !self.begin_reconcile(reason, true);
         if is_late {
             self.note_gap(reason);
         }
         if let Some(drain) = &mut self.position.drain
-            && (is_late || !snapshot.is_settled())
+            && (is_late || !look.is_settled())
         {
-            drain.unsettled = Some(snapshot.xmax());
+            drain.unsettled = Some(look.next_xid);
         }
         let position = self.position.to_json()?;
         self.owner.save_position(position).await
@@ -319,7 +319,7 @@ impl Session<'_> {
                 || look.gaps > 0
                 || look.lost != drain.lost
                 || look.is_abandoned
-                || drain.unsettled.is_some_and(|xmax| look.snapshot.xmin() >= xmax)
+                || drain.unsettled.is_some_and(|next_xid| look.snapshot.xmin() >= next_xid)
             {
                 self.reading.fresh = Some(look);
                 return Ok(());
@@ -353,7 +353,7 @@ impl OutboxRow {
 mod tests {
     use super::*;
 
-    fn look(snapshot: &str, last_id: i64) -> OutboxLook {
+    fn look(snapshot: &str, last_id: i64, next_xid: u64) -> OutboxLook {
         OutboxLook {
             snapshot: snapshot.parse().expect("a snapshot"),
             last_id,
@@ -361,24 +361,26 @@ mod tests {
             gaps: 0,
             is_abandoned: false,
             cleaned: None,
+            next_xid,
         }
     }
 
-    /// A transaction that drew an id and is still under way keeps the floor below that id.
+    /// A transaction that drew an id and is still under way keeps the floor below that id, also one that the snapshot does not
+    /// name as nothing after it has ended.
     #[test]
     fn the_floor_rises_when_whoever_drew_an_id_has_ended() {
         let mut reading = Reading::default();
-        let mut window = |snapshot: &str, last_id| {
-            let look = look(snapshot, last_id);
+        let mut window = |snapshot: &str, last_id, next_xid| {
+            let look = look(snapshot, last_id, next_xid);
             reading.looked(&look);
             reading.read_through(&look.snapshot);
             reading.floor
         };
 
-        assert_eq!(window("10:12:10", 7), 0);
-        assert_eq!(window("10:15:10", 9), 0, "10 may have drawn one of the 7");
-        assert_eq!(window("16:16:", 9), 0, "what was seen before the first look");
-        assert_eq!(window("16:17:16", 9), 0);
-        assert_eq!(window("18:18:", 9), 9);
+        assert_eq!(window("10:12:10", 7, 12), 0);
+        assert_eq!(window("10:15:10", 9, 15), 0, "10 may have drawn one of the 7");
+        assert_eq!(window("16:16:", 9, 17), 0, "what was seen before the first look");
+        assert_eq!(window("16:16:", 9, 17), 0, "16 is under way");
+        assert_eq!(window("17:18:17", 9, 18), 9, "it ended");
     }
 }

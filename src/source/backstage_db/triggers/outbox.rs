@@ -52,6 +52,9 @@ pub(crate) struct OutboxLook {
     pub(crate) is_abandoned: bool,
     /// Through where rows were deleted.
     pub(crate) cleaned: Option<Snapshot>,
+    /// The number that the next transaction will draw. The snapshot's own `xmax` may be below those of transactions under way: it
+    /// is one above the last that ended.
+    pub(crate) next_xid: u64,
 }
 
 /// One change.
@@ -101,6 +104,11 @@ impl Drain {
 }
 
 impl OutboxLook {
+    /// No transaction that writes was under way.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.snapshot.xmin() >= self.next_xid
+    }
+
     /// The columns that a transaction's first statement reads for it, after those of the identity.
     pub(crate) fn columns(outbox: &str) -> String {
         let schema = quote(outbox);
@@ -110,7 +118,7 @@ impl OutboxLook {
              (select case when is_called then last_value else 0 end from {schema}.lost)::text, \
              (select count(*) from (select from {schema}.gap limit 1000) as gaps)::text, \
              (select drained_at <= now() - abandon_after from {schema}.state)::text, \
-             (select cleaned::text from {schema}.state)"
+             (select cleaned::text from {schema}.state), age('3'::xid)::text"
         )
     }
 
@@ -133,9 +141,10 @@ impl OutboxLook {
         let Some(is_abandoned) = text(4)? else {
             return Err(SourceError::Reopen("the outbox has lost its state".to_owned()));
         };
+        let seen = snapshot(text(0)?).ok_or_else(|| SourceError::Reopen("the catalog gave no snapshot".to_owned()))?;
         Ok(OutboxLook {
-            snapshot: snapshot(text(0)?)
-                .ok_or_else(|| SourceError::Reopen("the catalog gave no snapshot".to_owned()))?,
+            next_xid: next_xid(seen.xmax(), number(text(6)?)),
+            snapshot: seen,
             last_id: number(text(1)?),
             lost: number(text(2)?),
             gaps: number(text(3)?),
@@ -143,6 +152,13 @@ impl OutboxLook {
             cleaned: snapshot(text(5)?),
         })
     }
+}
+
+/// The whole number of the next transaction, of which the server tells the lower half as a distance from 3.
+fn next_xid(xmax: u64, age: i64) -> u64 {
+    let lower = (age as u32).wrapping_add(3);
+    let ahead = lower.wrapping_sub(xmax as u32) as i32;
+    xmax.saturating_add(u64::try_from(ahead).unwrap_or_default())
 }
 
 impl Catalog {
@@ -350,5 +366,19 @@ impl Catalog {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::next_xid;
+
+    #[test]
+    fn the_next_number_goes_on_over_four_billions() {
+        assert_eq!(next_xid(750, 750), 753);
+        assert_eq!(next_xid(750, 747), 750);
+        assert_eq!(next_xid((1 << 32) + 10, 9), (1 << 32) + 12);
+        assert_eq!(next_xid((1 << 32) - 1, 2), (1 << 32) + 5);
+        assert_eq!(next_xid(3_000_000_000, i64::from(3_000_000_002_u32 as i32)), 3_000_000_005);
     }
 }

@@ -23,11 +23,6 @@ impl Snapshot {
         self.xmax
     }
 
-    /// No transaction that writes was under way.
-    pub(crate) fn is_settled(&self) -> bool {
-        self.xmin == self.xmax
-    }
-
     /// Whether all that `other` shows is shown here too.
     pub(crate) fn includes(&self, other: &Snapshot) -> bool {
         other.xmax <= self.xmax && self.running.iter().all(|xid| !other.shows(*xid))
