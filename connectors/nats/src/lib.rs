@@ -71,7 +71,7 @@ impl Connector for NatsConnector {
             prefix_safe: true,
             window_events: session::WINDOW_EVENTS,
             window_bytes: WINDOW_BYTES,
-            // A late message of a former owner is the right next one or is refused: each names the message it follows.
+            // A late message of a former owner is the right next one or is refused: each names the sequence it follows.
             flight: Duration::ZERO,
             encoding: Encoding::CloudeventsBinary,
         }
@@ -120,6 +120,7 @@ impl Connector for NatsConnector {
             None => return Err(stream::missing(&self.config)),
         };
         stream::refuse_unfit(&self.config, stream.cached_info())?;
+        let is_chained = stream::takes_chain(stream.cached_info());
         let is_accepted = self.told() == Some(claim.epoch);
         let start = match connection.within(tail::search(&connection, &stream, &claim, is_accepted)).await? {
             Ok(start) => start,
@@ -141,6 +142,7 @@ impl Connector for NatsConnector {
             sink: claim.sink,
             checkpoint: claim.checkpoint,
             start,
+            is_chained,
         }))
     }
 }

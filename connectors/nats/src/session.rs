@@ -5,6 +5,10 @@
 //! what was sent. The sequence alone would not do: a foreign message takes the number that ours wanted, and the next one of
 //! ours would fit again (MEASURED section 3). The first message has no such tie, because the server forgets the last
 //! message's id after its duplicate window and a restart. The first failure ends the session; the next one reads the tail.
+//!
+//! A replicated stream gets the sequence alone. There the tie harms the stream itself: a replica that catches up does not learn
+//! the last message's id (nats-server 2.15.2, `processCatchupMsg`), refuses what is tied to it, and never becomes current
+//! again. What a foreign message may then have replaced lies above the checkpoint, and the tail tells of it.
 
 use std::collections::VecDeque;
 use std::future::IntoFuture;
@@ -43,12 +47,14 @@ pub(crate) struct NatsSession {
     pub(crate) sink: SinkName,
     pub(crate) checkpoint: Offset,
     pub(crate) start: Start,
+    /// Whether each message names the one before it.
+    pub(crate) is_chained: bool,
 }
 
 #[async_trait]
 impl Session for NatsSession {
     async fn run(self: Box<Self>, mut feed: Feed, acks: Acks) -> Result<(), ConnectorError> {
-        let NatsSession { connection, template, sink, checkpoint, start } = *self;
+        let NatsSession { connection, template, sink, checkpoint, start, is_chained } = *self;
         acks.remember(state(&start.mark));
         if let Some(stored) = start.stored.filter(|stored| *stored > checkpoint) {
             acks.already_stored(stored);
@@ -61,6 +67,7 @@ impl Session for NatsSession {
             stored: start.stored.unwrap_or_default(),
             last_sequence: start.mark.sequence,
             last_id: None,
+            is_chained,
             mark: start.mark,
             is_mark_new: false,
             sent: VecDeque::new(),
@@ -91,8 +98,9 @@ struct Lane<'a> {
     stored: Offset,
     /// The sequence of the last message sent, if all goes well.
     last_sequence: u64,
-    /// Its id, if it was sent in this session.
+    /// Its id, if it was sent in this session and the next one names it.
     last_id: Option<String>,
+    is_chained: bool,
     /// The last acknowledged message.
     mark: Mark,
     is_mark_new: bool,
@@ -139,7 +147,7 @@ impl Lane<'_> {
         match self.connection.context.send_publish(subject, publish).await {
             Ok(answer) => {
                 self.last_sequence += 1;
-                self.last_id = Some(id);
+                self.last_id = self.is_chained.then_some(id);
                 let (offset, entity_ref) = (message.offset(), message.entity_ref);
                 self.sent.push_back(Sent { offset, entity_ref, sequence: self.last_sequence });
                 self.answers.push_back(answer.into_future());

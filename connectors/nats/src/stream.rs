@@ -89,6 +89,11 @@ pub(crate) fn refuse_unfit(config: &Config, info: &Info) -> Result<(), Connector
     Err(ConnectorError::misconfigured(config.endpoint(), reason))
 }
 
+/// Whether a message may name the one before it: replicas that catch up do not bear it (see `session`).
+pub(crate) fn takes_chain(info: &Info) -> bool {
+    info.config.num_replicas <= 1
+}
+
 /// Tells what `check` found.
 pub(crate) fn judge(config: &Config, info: &Info, server_max_payload: usize, report: &mut CheckReport) {
     let found = &info.config;

@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use crate::connection::Connection;
 use crate::record::{self, Origin};
+use crate::stream;
 
 /// Messages that are asked for at the same time.
 const READS_IN_FLIGHT: usize = 32;
@@ -113,10 +114,19 @@ pub(crate) async fn search(
         && is_same_stream
         && !is_accepted
     {
-        let reason = format!(
-            "somebody else wrote message {sequence}, and this sink must be the stream's only writer; nothing was lost. Keep \
-             others away, then resume to go on after it"
-        );
+        let reason = if stream::takes_chain(info) {
+            format!(
+                "somebody else wrote message {sequence}, and this sink must be the stream's only writer; nothing was lost. \
+                 Keep others away, then resume to go on after it"
+            )
+        } else {
+            format!(
+                "somebody else wrote message {sequence}, and this sink must be the stream's only writer; an event after \
+                 offset {} may be missing. Keep others away, then `catalog-bridge sinks rewind {} --to {}` delivers what \
+                 follows again, and resume goes on without it",
+                claim.checkpoint, claim.sink, claim.checkpoint
+            )
+        };
         return Ok(Err(Trouble::Diverged { reason }));
     }
     match suffix.newest {
