@@ -86,7 +86,7 @@ pub async fn answer_alive(address: &str, why: &str) {
         }
         Err(error) => {
             tracing::warn!(address, %error, "probes cannot be answered");
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }

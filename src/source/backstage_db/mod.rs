@@ -231,10 +231,10 @@ fn find_gap(before: &Position, way: Way, standing: &Standing, now: (&Identity, &
         (Standing::Outbox(look), Some(drain)) if drain.is_after(&look.snapshot) => {
             return lost("the catalog's transaction numbers went back".to_owned());
         }
-        (Standing::Outbox(look), Some(drain)) => {
-            if look.cleaned.as_ref().is_some_and(|cleaned| !drain.from.includes(cleaned)) {
-                return lost("the outbox was cleaned beyond what the log holds".to_owned());
-            }
+        (Standing::Outbox(look), Some(drain))
+            if look.cleaned.as_ref().is_some_and(|cleaned| !drain.from.includes(cleaned)) =>
+        {
+            return lost("the outbox was cleaned beyond what the log holds".to_owned());
         }
         _ => {}
     }
