@@ -28,7 +28,7 @@ impl Management {
     }
 
     async fn unbind(&self, queue: &str) -> Result<()> {
-        let url = format!("{}/api/bindings/%2f/e/catalog/q/{queue}/{}", self.url, format!("{queue}.%23"));
+        let url = format!("{}/api/bindings/%2f/e/catalog/q/{queue}/{queue}.%23", self.url);
         self.client.delete(url).basic_auth("guest", Some("guest")).send().await?.error_for_status()?;
         Ok(())
     }
@@ -59,7 +59,7 @@ async fn has_state(daemon: &Daemon, sink: &str, state: &str, words: &str) -> Res
         let row = daemon.sink(sink).await?;
         Ok(row["state"] == state && row.to_string().contains(words))
     };
-    daemon.wait_until(&what, is_so).await.with_context(|| format!("{sink}"))
+    daemon.wait_until(&what, is_so).await.with_context(|| sink.to_owned())
 }
 
 async fn reaches(daemon: &Daemon, sink: &str, offset: u64) -> Result<()> {
