@@ -30,6 +30,9 @@ pub(crate) struct Pin {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) topic_id: Option<String>,
     pub(crate) partitions: i32,
+    /// The generation that this was pinned for; 0 in states that do not say.
+    #[serde(default)]
+    pub(crate) generation: u64,
     /// Of partitions where a long search found nothing of ours: the Kafka offset up to which the next search need not look.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) searched: BTreeMap<i32, i64>,
@@ -83,10 +86,12 @@ pub(crate) fn pin(
     claim: &Claim,
     told: &Told,
 ) -> Result<Pin, ConnectorError> {
-    let current = first_pin(config, ordering, found)?;
+    let current = Pin { generation: claim.generation, ..first_pin(config, ordering, found)? };
     let Some(pinned) = known(config, claim) else { return Ok(current) };
     match difference(&pinned, &current) {
         None => Ok(Pin { topic_id: current.topic_id.or(pinned.topic_id), searched: pinned.searched, ..current }),
+        // A rewind came between: the new generation counts on nothing that the topic was before.
+        Some(_) if pinned.generation != 0 && pinned.generation != claim.generation => Ok(current),
         Some(_) if told.tell(claim.epoch, &current) => Ok(current),
         Some(reason) => Err(ConnectorError::Diverged { endpoint: config.endpoint(), reason }),
     }
@@ -113,6 +118,7 @@ pub(crate) fn first_pin(config: &Config, ordering: Ordering, found: &Description
         topic: config.topic.clone(),
         topic_id: found.topic_id.clone(),
         partitions: found.partitions,
+        generation: 0,
         searched: BTreeMap::new(),
     })
 }
@@ -208,6 +214,27 @@ mod tests {
         assert_eq!(same, None);
         assert!(anew.is_some_and(|reason| reason.contains("deleted and created again")));
         assert!(grown.is_some_and(|reason| reason.contains("had 4 when this sink started")));
+    }
+
+    #[test]
+    fn a_rewind_takes_the_topic_as_it_is() {
+        let state = |generation| serde_json::to_value(Pin { generation, ..pinned("A", 4) }).expect("plain data");
+        let claim = |kept| Claim {
+            log_id: uuid::Uuid::nil(),
+            sink: catalog_bridge_api::SinkName::parse("platform").expect("a name"),
+            generation: 2,
+            epoch: 1,
+            checkpoint: 0.into(),
+            head: 9.into(),
+            ordering: Ordering::Entity,
+            state: Some(state(kept)),
+            lease: catalog_bridge_api::Lease::unlimited(),
+        };
+        let pin = |kept| pin(&config(), Ordering::Entity, &found("B", 6), &claim(kept), &Told::default());
+
+        assert!(matches!(pin(2), Err(ConnectorError::Diverged { .. })));
+        assert!(matches!(pin(0), Err(ConnectorError::Diverged { .. })), "a state that does not say when");
+        assert_eq!(pin(1).expect("accepted"), Pin { generation: 2, ..pinned("B", 6) });
     }
 
     #[test]
