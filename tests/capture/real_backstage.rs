@@ -37,7 +37,7 @@ fn at(name: &str) -> EntityRef {
 /// The new release, a database for each plugin; orphans are deleted.
 #[tokio::test(flavor = "multi_thread")]
 async fn each_change_gives_its_events_on_the_new_release() -> Result<()> {
-    let mut watched = Watched::start(BackstageOptions::default(), &["generations", "reconcile"]).await?;
+    let mut watched = Watched::start(BackstageOptions::default(), &["generations", "reconcile", "triggers"]).await?;
     by_providers(&watched).await?;
     by_locations(&watched, OrphanStrategy::Delete).await?;
     by_full_mutations(&watched).await?;
@@ -54,7 +54,7 @@ async fn each_change_gives_its_events_on_the_old_release() -> Result<()> {
         orphan_strategy: OrphanStrategy::Keep,
         ..Default::default()
     };
-    let mut watched = Watched::start(options, &["reconcile"]).await?;
+    let mut watched = Watched::start(options, &["reconcile", "triggers"]).await?;
     by_providers(&watched).await?;
     by_locations(&watched, OrphanStrategy::Keep).await?;
     by_full_mutations(&watched).await?;
@@ -277,7 +277,7 @@ async fn after_a_restart(watched: &mut Watched) -> Result<()> {
 async fn thousands_come_and_go_by_one_location() -> Result<()> {
     let count = rounds(1_000, 10_000);
     let options = BackstageOptions { processing_seconds: 600, ..Default::default() };
-    let watched = Watched::start(options, &["generations", "reconcile"]).await?;
+    let watched = Watched::start(options, &["generations", "reconcile", "triggers"]).await?;
     let entities: Vec<String> = (0..count).map(|number| yaml(&component(&format!("t{number}"), 1))).collect();
     let target = watched.backstage.put_file("many.yaml", &entities.join("\n---\n")).await?;
 

@@ -16,6 +16,9 @@ use crate::support::{Daemon, Place, cli, grants, wait_until};
 /// The source's name in each config.
 const SOURCE: &str = "backstage";
 
+/// The way that has to be installed.
+const TRIGGERS: &str = "triggers";
+
 /// One Backstage and its watchers.
 pub(crate) struct Watched {
     pub(crate) backstage: Backstage,
@@ -35,7 +38,14 @@ impl Watched {
         let is_new = options.version == BackstageVersion::New;
         let backstage = Backstage::start(servers::postgres(PostgresVersion::V17).await?, options).await?;
         let (url, schema) = (backstage.database_url(), backstage.schema());
-        let bridge_url = grants::grant(url, schema, if is_new { &[] } else { &["--without-generations"] }).await?;
+        let mut rights = Vec::new();
+        if !is_new {
+            rights.push("--without-generations");
+        }
+        if ways.contains(&TRIGGERS) {
+            rights.push("--triggers");
+        }
+        let bridge_url = grants::grant(url, schema, &rights).await?;
         let mut watchers = Vec::new();
         for way in ways {
             let place = Place::new()?;
@@ -43,6 +53,9 @@ impl Watched {
                 "log: sqlite://{}/log.db\nsources: {{ {SOURCE}: {{ backstage-db: {{ url: \"{bridge_url}\", schema: {schema}, capture: {way}, reconcile_only_interval: 200ms }} }} }}\n",
                 place.path().display()
             );
+            if *way == TRIGGERS {
+                install(&place, &config)?;
+            }
             let daemon = place.start(&config).await?;
             watchers.push(Watcher { way, place, daemon });
         }
@@ -134,6 +147,14 @@ impl Watcher {
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         Ok(())
     }
+}
+
+/// Installs the triggers by the daemon's own role.
+fn install(place: &Place, config: &str) -> Result<()> {
+    std::fs::write(place.config(), config)?;
+    let output = cli(&["source", "install", "--config", &place.config().display().to_string()])?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
 }
 
 /// What happened by ref. Locations that Backstage names by a hash are all `location:default/generated`.
