@@ -1,6 +1,7 @@
 //! The Kafka connector on a real Kafka: order, prefix, acknowledgements, refusals, fencing, rights.
 
 mod broker;
+mod cluster;
 mod idempotent;
 mod refusals;
 mod sink;

@@ -2,67 +2,12 @@
 
 use anyhow::{Context, Result};
 use catalog_bridge_api::{Connector, ConnectorError};
+use catalog_bridge_conformance::by_hand::{claim, message, open};
 use serde_json::json;
 
 use crate::broker;
-use crate::sink::{claim, connector, message, open};
+use crate::sink::connector;
 use crate::topic;
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_oversize_record_is_refused_after_everything_before_it_is_acknowledged() -> Result<()> {
-    let kafka = broker::shared().await;
-    let topic = topic::create(&kafka.bootstrap(), "oversize", 2, &[]).await?;
-    let connector = connector(&kafka.bootstrap(), &topic, json!({ "message_bytes_max": 50_000 }));
-    let mut running = open(&*connector, claim(0, None)).await?;
-
-    running.offer(1, 200, 100).await;
-    running.offer(201, 201, 60_000).await;
-    let end = running.end().await;
-
-    assert!(matches!(end, Err(ConnectorError::Refused { offset, .. }) if offset == 201.into()), "{end:?}");
-    assert_eq!(running.prefix(), 200);
-    Ok(())
-}
-
-/// A topic refuses a whole batch for one record, and batches of small records as well: neither may cost an innocent one.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_refused_batch_costs_only_the_record_that_is_too_large() -> Result<()> {
-    for delivery in ["idempotent", "transactional"] {
-        let kafka = broker::shared().await;
-        let topic = topic::create(&kafka.bootstrap(), "small-batches", 1, &[("max.message.bytes", "20000")]).await?;
-        let connector = connector(&kafka.bootstrap(), &topic, json!({ "delivery": delivery }));
-
-        // As the driver with `on_refused: skip` does.
-        let (mut checkpoint, mut refused) = (0, Vec::new());
-        for _ in 0..20 {
-            let mut running = open(&*connector, claim(checkpoint, None)).await?;
-            for offset in checkpoint + 1..=400 {
-                let size = if offset == 150 { 30_000 } else { 500 };
-                if refused.contains(&offset) {
-                    running.skip(offset);
-                } else if !running.feed.offer(message(offset, size)).await {
-                    break;
-                }
-            }
-            if running.acknowledged_to(400).await.is_ok() {
-                checkpoint = 400;
-                running.finish().await?;
-                break;
-            }
-            checkpoint = running.prefix();
-            if let Some(ConnectorError::Refused { offset, .. }) = running.error.take() {
-                refused.push(offset.get());
-            }
-        }
-
-        assert_eq!((checkpoint, refused), (400, vec![150]), "{delivery}");
-        let records = topic::read(&kafka.bootstrap(), &topic).await?;
-        let mut offsets: Vec<u64> = records.iter().map(topic::Record::offset).collect();
-        offsets.dedup();
-        assert_eq!(offsets, (1..=400).filter(|offset| *offset != 150).collect::<Vec<_>>(), "{delivery}");
-    }
-    Ok(())
-}
 
 async fn open_error(connector: &dyn Connector) -> Result<ConnectorError> {
     connector.open(claim(0, None)).await.err().context("opened")
@@ -141,6 +86,62 @@ async fn a_certificate_that_is_not_trusted_or_missing_is_the_operators() -> Resu
         let error =
             open_error(&*connector(&kafka.security().mutual_tls_address(), &topic, json!({ "tls": tls }))).await?;
         assert!(matches!(error, ConnectorError::Misconfigured { .. }), "{tls}: {error}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_oversize_record_is_refused_after_everything_before_it_is_acknowledged() -> Result<()> {
+    let kafka = broker::shared().await;
+    let topic = topic::create(&kafka.bootstrap(), "oversize", 2, &[]).await?;
+    let connector = connector(&kafka.bootstrap(), &topic, json!({ "message_bytes_max": 50_000 }));
+    let mut running = open(&*connector, claim(0, None)).await?;
+
+    running.offer(1, 200, 100).await;
+    running.offer(201, 201, 60_000).await;
+    let end = running.end().await;
+
+    assert!(matches!(end, Err(ConnectorError::Refused { offset, .. }) if offset == 201.into()), "{end:?}");
+    assert_eq!(running.prefix(), 200);
+    Ok(())
+}
+
+/// A topic refuses a whole batch for one record, and batches of small records as well: neither may cost an innocent one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_batch_costs_only_the_record_that_is_too_large() -> Result<()> {
+    for delivery in ["idempotent", "transactional"] {
+        let kafka = broker::shared().await;
+        let topic = topic::create(&kafka.bootstrap(), "small-batches", 1, &[("max.message.bytes", "20000")]).await?;
+        let connector = connector(&kafka.bootstrap(), &topic, json!({ "delivery": delivery }));
+
+        // As the driver with `on_refused: skip` does.
+        let (mut checkpoint, mut refused) = (0, Vec::new());
+        for _ in 0..20 {
+            let mut running = open(&*connector, claim(checkpoint, None)).await?;
+            for offset in checkpoint + 1..=400 {
+                let size = if offset == 150 { 30_000 } else { 500 };
+                if refused.contains(&offset) {
+                    running.skip(offset);
+                } else if !running.feed.offer(message(offset, size)).await {
+                    break;
+                }
+            }
+            if running.acknowledged_to(400).await.is_ok() {
+                checkpoint = 400;
+                running.finish().await?;
+                break;
+            }
+            checkpoint = running.prefix();
+            if let Some(ConnectorError::Refused { offset, .. }) = running.error.take() {
+                refused.push(offset.get());
+            }
+        }
+
+        assert_eq!((checkpoint, refused), (400, vec![150]), "{delivery}");
+        let records = topic::read(&kafka.bootstrap(), &topic).await?;
+        let mut offsets: Vec<u64> = records.iter().map(topic::Record::offset).collect();
+        offsets.dedup();
+        assert_eq!(offsets, (1..=400).filter(|offset| *offset != 150).collect::<Vec<_>>(), "{delivery}");
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicRe
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{Headers, Message};
+use rdkafka::metadata::MetadataTopic;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 /// A record as the topic holds it.
@@ -43,23 +44,48 @@ pub(crate) async fn create(address: &str, stem: &str, partitions: i32, settings:
     Ok(name)
 }
 
+/// Creates a topic with a new name and so many replicas.
+pub(crate) async fn create_replicated(address: &str, stem: &str, partitions: i32, replicas: i32) -> Result<String> {
+    let name = new_name(stem);
+    create_topic(address, &NewTopic::new(&name, partitions, TopicReplication::Fixed(replicas))).await?;
+    Ok(name)
+}
+
 pub(crate) async fn create_named(address: &str, name: &str, partitions: i32, settings: &[(&str, &str)]) -> Result<()> {
     let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
     for (key, value) in settings {
         topic = topic.set(key, value);
     }
+    create_topic(address, &topic).await
+}
+
+/// Creates it, and waits until the broker knows it and its leaders: it answers before that.
+async fn create_topic(address: &str, topic: &NewTopic<'_>) -> Result<()> {
     let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(20)));
     let end = Instant::now() + Duration::from_secs(60);
     loop {
-        match admin(address)?.create_topics([&topic], &options).await?.remove(0) {
-            Ok(_) => return Ok(()),
+        match admin(address)?.create_topics([topic], &options).await?.remove(0) {
+            Ok(_) => break,
             // A topic that was just deleted lingers.
-            Err((_, code)) if Instant::now() < end => {
-                tokio::time::sleep(Duration::from_millis(200)).await;
-                let _ = code;
-            }
-            Err((_, code)) => anyhow::bail!("topic {name}: {code}"),
+            Err(_) if Instant::now() < end => tokio::time::sleep(Duration::from_millis(200)).await,
+            Err((name, code)) => anyhow::bail!("topic {name}: {code}"),
         }
+    }
+    let (address, name) = (address.to_owned(), topic.name.to_owned());
+    tokio::task::spawn_blocking(move || wait_until_known(&address, &name)).await?
+}
+
+fn wait_until_known(address: &str, name: &str) -> Result<()> {
+    let admin = admin(address)?;
+    let end = Instant::now() + Duration::from_secs(60);
+    loop {
+        let metadata = admin.inner().fetch_metadata(Some(name), Duration::from_secs(30))?;
+        let partitions = metadata.topics().first().map(MetadataTopic::partitions).unwrap_or_default();
+        if !partitions.is_empty() && partitions.iter().all(|partition| partition.leader() >= 0) {
+            return Ok(());
+        }
+        ensure!(Instant::now() < end, "topic {name} never became known");
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 

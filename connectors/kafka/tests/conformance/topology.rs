@@ -2,10 +2,11 @@
 
 use anyhow::{Context, Result};
 use catalog_bridge_api::{ConnectorError, Ordering};
+use catalog_bridge_conformance::by_hand::{claim, open};
 use serde_json::json;
 
 use crate::broker;
-use crate::sink::{claim, connector, connector_with, open};
+use crate::sink::{connector, connector_with};
 use crate::topic;
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,46 +1,17 @@
 //! `delivery: transactional`: exactly once, and a former owner is fenced (promises P6 and P9).
 
-use std::time::Duration;
-
 use anyhow::{Context, Result};
 use catalog_bridge_api::ConnectorError;
+use catalog_bridge_conformance::by_hand::{claim, expected, open};
 use catalog_bridge_history::{DeliveryRules, Lane, check_delivery};
 use serde_json::json;
 
 use crate::broker;
-use crate::sink::{claim, connector, expected, open};
+use crate::sink::connector;
 use crate::topic;
 
 const NOTHING_REPEATED: DeliveryRules =
     DeliveryRules { lane: Lane::Entity, repeated_per_session_max: 0, sessions_max: 0 };
-
-#[tokio::test(flavor = "multi_thread")]
-async fn sessions_that_die_anywhere_repeat_nothing() -> Result<()> {
-    const LAST: u64 = 30_000;
-    let kafka = broker::shared().await;
-    let topic = topic::create(&kafka.bootstrap(), "once", 4, &[]).await?;
-    let connector = connector(&kafka.bootstrap(), &topic, json!({ "delivery": "transactional" }));
-
-    // Each session starts from a checkpoint older than what was committed, and is dropped in the middle.
-    let mut already_stored = 0;
-    for round in 1..=4 {
-        let first = (round - 1) * 5_000;
-        let mut running = open(&*connector, claim(first, None)).await?;
-        running.offer(first + 1, first + 6_000 + round * 711, 200).await;
-        running.session.abort();
-        let _ = (&mut running.session).await;
-        running.prefix();
-        already_stored += running.already_stored;
-    }
-    let mut running = open(&*connector, claim(20_000, None)).await?;
-    running.offer(20_001, LAST, 200).await;
-    running.acknowledged_to(LAST).await?;
-    running.finish().await?;
-
-    assert!(already_stored > 0, "no session found anything stored");
-    let records = topic::read(&kafka.bootstrap(), &topic).await?;
-    check_delivery(&expected(LAST), &topic::delivered(&records), NOTHING_REPEATED)
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_former_owner_is_fenced_and_leaves_nothing_behind() -> Result<()> {
@@ -64,35 +35,6 @@ async fn a_former_owner_is_fenced_and_leaves_nothing_behind() -> Result<()> {
     assert_eq!(old.prefix(), 100);
     let records = topic::read(&kafka.bootstrap(), &topic).await?;
     check_delivery(&expected(300), &topic::delivered(&records), NOTHING_REPEATED)
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_killed_broker_repeats_nothing() -> Result<()> {
-    const LAST: u64 = 40_000;
-    let mut kafka = broker::own().await?;
-    let topic = topic::create(&kafka.bootstrap(), "killed", 4, &[]).await?;
-    let connector = connector(&kafka.bootstrap(), &topic, json!({ "delivery": "transactional" }));
-    let mut running = open(&*connector, claim(0, None)).await?;
-    running.offer(1, 15_000, 500).await;
-
-    kafka.kill9().await?;
-    let restart = async {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        kafka.start_again().await
-    };
-    let (restarted, ()) = tokio::join!(restart, running.offer(15_001, LAST, 500));
-    restarted?;
-    let mut prefix = running.prefix();
-    while running.acknowledged_to(LAST).await.is_err() {
-        prefix = running.prefix();
-        running = open(&*connector, claim(prefix, None)).await?;
-        running.offer(prefix + 1, LAST, 500).await;
-    }
-    running.finish().await?;
-
-    let records = topic::read(&kafka.bootstrap(), &topic).await?;
-    check_delivery(&expected(LAST), &topic::delivered(&records), NOTHING_REPEATED)
-        .with_context(|| format!("last session from {prefix}"))
 }
 
 /// Others write to the topic too: what is ours is found behind any number of their records, and generations are told apart.
@@ -127,4 +69,32 @@ async fn a_tail_is_found_behind_foreign_records_and_only_of_this_generation() ->
     assert_eq!((found_in_same, next.already_stored), (50, 0));
     next.finish().await?;
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_that_die_anywhere_repeat_nothing() -> Result<()> {
+    const LAST: u64 = 30_000;
+    let kafka = broker::shared().await;
+    let topic = topic::create(&kafka.bootstrap(), "once", 4, &[]).await?;
+    let connector = connector(&kafka.bootstrap(), &topic, json!({ "delivery": "transactional" }));
+
+    // Each session starts from a checkpoint older than what was committed, and is dropped in the middle.
+    let mut already_stored = 0;
+    for round in 1..=4 {
+        let first = (round - 1) * 5_000;
+        let mut running = open(&*connector, claim(first, None)).await?;
+        running.offer(first + 1, first + 6_000 + round * 711, 200).await;
+        running.session.abort();
+        let _ = (&mut running.session).await;
+        running.prefix();
+        already_stored += running.already_stored;
+    }
+    let mut running = open(&*connector, claim(20_000, None)).await?;
+    running.offer(20_001, LAST, 200).await;
+    running.acknowledged_to(LAST).await?;
+    running.finish().await?;
+
+    assert!(already_stored > 0, "no session found anything stored");
+    let records = topic::read(&kafka.bootstrap(), &topic).await?;
+    check_delivery(&expected(LAST), &topic::delivered(&records), NOTHING_REPEATED)
 }
