@@ -6,7 +6,7 @@ use catalog_bridge_conformance::by_hand::{claim, message, open};
 use serde_json::json;
 
 use crate::broker;
-use crate::sink::connector;
+use crate::sink::{claims_of_own_log, connector};
 use crate::topic;
 
 async fn open_error(connector: &dyn Connector) -> Result<ConnectorError> {
@@ -111,6 +111,7 @@ async fn an_oversize_record_is_refused_after_everything_before_it_is_acknowledge
 async fn a_refused_batch_costs_only_the_record_that_is_too_large() -> Result<()> {
     for delivery in ["idempotent", "transactional"] {
         let kafka = broker::shared().await;
+        let claim = claims_of_own_log();
         let topic = topic::create(&kafka.bootstrap(), "small-batches", 1, &[("max.message.bytes", "20000")]).await?;
         let connector = connector(&kafka.bootstrap(), &topic, json!({ "delivery": delivery }));
 

@@ -1,7 +1,7 @@
 //! The sink under test, built from its section.
 
-use catalog_bridge_api::{BuildContext, Connector, ConnectorKind, Ordering};
-use catalog_bridge_conformance::by_hand::sink_name;
+use catalog_bridge_api::{BuildContext, Claim, Connector, ConnectorKind, Ordering};
+use catalog_bridge_conformance::by_hand::{claim, sink_name};
 use serde_json::{Value, json};
 
 /// Builds the connector from its section; `brokers` and `topic` are filled in.
@@ -24,4 +24,10 @@ pub(crate) fn connector_with(
     }
     let context = BuildContext { sink: sink_name(), ordering, ensure };
     catalog_bridge_kafka::KIND.build(section, context).expect("a valid section")
+}
+
+/// Makes claims of a log that no other test has: log and sink make the transactional id, whose next owner fences the last.
+pub(crate) fn claims_of_own_log() -> impl Fn(u64, Option<Value>) -> Claim {
+    let log_id = uuid::Uuid::new_v4();
+    move |checkpoint, state| Claim { log_id, ..claim(checkpoint, state) }
 }

@@ -6,7 +6,7 @@ use catalog_bridge_conformance::by_hand::{claim, open};
 use serde_json::json;
 
 use crate::broker;
-use crate::sink::{connector, connector_with};
+use crate::sink::{claims_of_own_log, connector, connector_with};
 use crate::topic;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -80,6 +80,7 @@ async fn a_grown_or_recreated_topic_diverges_until_an_operator_accepts_it() -> R
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tail_above_the_head_tells_of_a_restored_log() -> Result<()> {
     let kafka = broker::shared().await;
+    let claim = claims_of_own_log();
     for delivery in ["idempotent", "transactional"] {
         let name = topic::create(&kafka.bootstrap(), "restored", 2, &[]).await?;
         let connector = connector(&kafka.bootstrap(), &name, json!({ "delivery": delivery }));

@@ -2,12 +2,12 @@
 
 use anyhow::{Context, Result};
 use catalog_bridge_api::ConnectorError;
-use catalog_bridge_conformance::by_hand::{claim, expected, open};
+use catalog_bridge_conformance::by_hand::{expected, open};
 use catalog_bridge_history::{DeliveryRules, Lane, check_delivery};
 use serde_json::json;
 
 use crate::broker;
-use crate::sink::connector;
+use crate::sink::{claims_of_own_log, connector};
 use crate::topic;
 
 const NOTHING_REPEATED: DeliveryRules =
@@ -16,6 +16,7 @@ const NOTHING_REPEATED: DeliveryRules =
 #[tokio::test(flavor = "multi_thread")]
 async fn a_former_owner_is_fenced_and_leaves_nothing_behind() -> Result<()> {
     let kafka = broker::shared().await;
+    let claim = claims_of_own_log();
     let topic = topic::create(&kafka.bootstrap(), "fenced", 2, &[]).await?;
     let settings = json!({ "delivery": "transactional" });
     let (old_owner, new_owner) =
@@ -41,6 +42,7 @@ async fn a_former_owner_is_fenced_and_leaves_nothing_behind() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tail_is_found_behind_foreign_records_and_only_of_this_generation() -> Result<()> {
     let kafka = broker::shared().await;
+    let claim = claims_of_own_log();
     let topic = topic::create(&kafka.bootstrap(), "shared", 2, &[]).await?;
     let connector = connector(&kafka.bootstrap(), &topic, json!({ "delivery": "transactional" }));
     let mut running = open(&*connector, claim(0, None)).await?;
@@ -75,15 +77,18 @@ async fn a_tail_is_found_behind_foreign_records_and_only_of_this_generation() ->
 async fn sessions_that_die_anywhere_repeat_nothing() -> Result<()> {
     const LAST: u64 = 30_000;
     let kafka = broker::shared().await;
+    let claim = claims_of_own_log();
     let topic = topic::create(&kafka.bootstrap(), "once", 4, &[]).await?;
     let connector = connector(&kafka.bootstrap(), &topic, json!({ "delivery": "transactional" }));
 
-    // Each session starts from a checkpoint older than what was committed, and is dropped in the middle.
+    // Each session starts from a checkpoint older than what was committed, and is dropped in the middle of what follows.
     let mut already_stored = 0;
     for round in 1..=4 {
         let first = (round - 1) * 5_000;
         let mut running = open(&*connector, claim(first, None)).await?;
-        running.offer(first + 1, first + 6_000 + round * 711, 200).await;
+        running.offer(first + 1, first + 5_500, 200).await;
+        running.acknowledged_to(first + 5_500).await?;
+        running.offer(first + 5_501, first + 6_000 + round * 711, 200).await;
         running.session.abort();
         let _ = (&mut running.session).await;
         running.prefix();
