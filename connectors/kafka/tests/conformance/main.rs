@@ -3,7 +3,6 @@
 mod broker;
 mod cluster;
 mod idempotent;
-mod kit;
 mod refusals;
 mod sink;
 mod topic;
