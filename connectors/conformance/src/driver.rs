@@ -159,9 +159,10 @@ impl Sink {
     ) -> Result<Result<(), ConnectorError>> {
         let begun = Instant::now();
         let last = events.last().context("events")?.offset;
+        // One for all sessions, as the daemon has it: a connector may remember what it learned in the last one.
+        let connector = destination.connector(self.ordering)?;
         while self.checkpoint < last {
             ensure!(begun.elapsed() < PATIENCE, "after {PATIENCE:?} only offset {} is acknowledged", self.checkpoint);
-            let connector = destination.connector(self.ordering)?;
             let messages = self.encode(&*connector, events);
             let result = match self.session(&*connector, &messages, Ending::Whole).await {
                 Ok(outcome) => outcome.result.context("the session never ended")?,

@@ -27,11 +27,14 @@ pub(crate) async fn run(patient: &dyn Patient, is_wanted: impl Fn(&str) -> bool)
     macro_rules! check {
         ($name:literal, $check:expr) => {
             if is_wanted($name) {
+                let started = std::time::Instant::now();
                 let verdict = match bench(patient).await {
                     Ok(bench) => $check(bench).await,
                     Err(error) => Err(error.context("no fresh destination")),
                 };
                 let verdict = verdict.unwrap_or_else(|error| Verdict::Broken(format!("{error:#}")));
+                // Seen when the test runs with --nocapture, or failed.
+                println!("{:5.1} s  {}", started.elapsed().as_secs_f64(), $name);
                 report.verdicts.push(($name, verdict));
             }
         };

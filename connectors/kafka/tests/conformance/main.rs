@@ -3,6 +3,7 @@
 mod broker;
 mod cluster;
 mod idempotent;
+mod kit;
 mod refusals;
 mod sink;
 mod topic;

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use catalog_bridge_history::Delivered;
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
+};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{Headers, Message};
@@ -100,6 +102,13 @@ pub(crate) async fn grow(address: &str, name: &str, partitions: usize) -> Result
         admin(address)?.create_partitions([&NewPartitions::new(name, partitions)], &AdminOptions::new()).await?;
     ensure!(answers.into_iter().all(|answer| answer.is_ok()), "topic {name} did not grow");
     Ok(())
+}
+
+/// Sets one of the topic's settings; the others become the broker's defaults.
+pub(crate) async fn set(address: &str, name: &str, key: &str, value: &str) -> Result<()> {
+    let change = AlterConfig::new(ResourceSpecifier::Topic(name)).set(key, value);
+    let answer = admin(address)?.alter_configs([&change], &AdminOptions::new()).await?.remove(0);
+    answer.map(|_| ()).map_err(|(_, code)| anyhow::anyhow!("topic {name}: {code}"))
 }
 
 /// Everything that the topic holds, partition after partition; of transactions only what is committed.
