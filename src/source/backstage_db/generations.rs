@@ -25,13 +25,7 @@ impl Session<'_> {
             self.judge(census).await?;
         }
         self.sweep_confirmed().await?;
-        if self.paces.reconcile.is_due(Instant::now()) {
-            self.begin_reconcile("scheduled", false);
-            self.paces.reconcile.done(Duration::ZERO, Instant::now());
-        }
-        if self.position.reconcile.is_some() {
-            self.step_reconcile().await?;
-            self.publish();
+        if self.step_due_reconcile().await? {
             return Ok(());
         }
         self.look_around().await?;

@@ -34,6 +34,20 @@ impl Session<'_> {
         info!(source = self.report.name, reason, "everything is compared before the source counts as caught up");
     }
 
+    /// Begins the scheduled one when it is due, and goes on with the one under way. False when there is none.
+    pub(super) async fn step_due_reconcile(&mut self) -> Result<bool, SourceError> {
+        if self.paces.reconcile.is_due(Instant::now()) {
+            self.begin_reconcile("scheduled", false);
+            self.paces.reconcile.done(Duration::ZERO, Instant::now());
+        }
+        if self.position.reconcile.is_none() {
+            return Ok(false);
+        }
+        self.step_reconcile().await?;
+        self.publish();
+        Ok(true)
+    }
+
     /// One step of the reconcile under way.
     pub(super) async fn step_reconcile(&mut self) -> Result<(), SourceError> {
         let Some(progress) = &self.position.reconcile else { return Ok(()) };

@@ -84,13 +84,7 @@ impl Session<'_> {
         self.meet_gaps().await?;
         self.sweep_confirmed().await?;
         self.clean().await?;
-        if self.paces.reconcile.is_due(Instant::now()) {
-            self.begin_reconcile("scheduled", false);
-            self.paces.reconcile.done(Duration::ZERO, Instant::now());
-        }
-        if self.position.reconcile.is_some() {
-            self.step_reconcile().await?;
-            self.publish();
+        if self.step_due_reconcile().await? {
             return Ok(());
         }
         if std::mem::take(&mut self.reading.sweep_due) {
