@@ -85,10 +85,7 @@ async fn sigterm_under_load_ends_in_the_grace_period_at_the_acknowledged_prefix(
     // The next pod repeats nothing and leaves nothing out.
     let next = place.start_named("next", &config).await?;
     let head = next.head().await?;
-    next.wait_until("the next pod reaches the head", async || {
-        Ok(next.sink("platform").await?["checkpoint"].as_u64() == Some(head.get()))
-    })
-    .await?;
+    next.wait_for_checkpoint("platform", head.get()).await?;
     let expected: Vec<(Offset, String)> = next
         .events(Offset::ZERO)
         .await?

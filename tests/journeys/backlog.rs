@@ -29,11 +29,7 @@ async fn a_backlog_of_400_megabytes_stays_flat() -> Result<()> {
         place.path().display()
     );
     let daemon = place.start(&config).await?;
-    daemon
-        .wait_until("the backlog is delivered", async || {
-            Ok(daemon.sink("audit").await?["checkpoint"].as_u64() == Some(events as u64))
-        })
-        .await?;
+    daemon.wait_for_checkpoint("audit", events as u64).await?;
 
     let delivering = daemon.peak_memory_bytes()?;
     eprintln!(

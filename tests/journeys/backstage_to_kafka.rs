@@ -95,11 +95,7 @@ async fn what_backstage_commits_arrives_in_kafka_in_order() -> Result<()> {
     ensure!(count(&removed, EventType::Removed, "component:") == 2, "two components are removed: {removed:?}");
 
     let head = reader.head().await?;
-    reader
-        .wait_until("the sink reaches head", async || {
-            Ok(reader.sink("platform").await?["checkpoint"].as_u64() == Some(head.get()))
-        })
-        .await?;
+    reader.wait_for_checkpoint("platform", head.get()).await?;
     let events = reader.events(Offset::ZERO).await?;
     check_dense(Offset::ZERO, &events)?;
     check_well_formed(&events)?;

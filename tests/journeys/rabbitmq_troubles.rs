@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use catalog_bridge_services::{RabbitMq, RabbitMqOptions};
 use serde_json::{Value, json};
 
-use crate::support::{Daemon, Place, cli, component, upsert, wait_until};
+use crate::support::{Place, cli, component, upsert, wait_until};
 
 /// The broker's management API: makes queues and reads them.
 struct Management {
@@ -53,20 +53,6 @@ impl Management {
     }
 }
 
-async fn has_state(daemon: &Daemon, sink: &str, state: &str, words: &str) -> Result<()> {
-    let what = format!("{sink} is {state} and says {words:?}");
-    let is_so = async || {
-        let row = daemon.sink(sink).await?;
-        Ok(row["state"] == state && row.to_string().contains(words))
-    };
-    daemon.wait_until(&what, is_so).await.with_context(|| sink.to_owned())
-}
-
-async fn reaches(daemon: &Daemon, sink: &str, offset: u64) -> Result<()> {
-    let what = format!("{sink} reaches {offset}");
-    daemon.wait_until(&what, async || Ok(daemon.sink(sink).await?["checkpoint"].as_u64() == Some(offset))).await
-}
-
 /// P7, P8: credentials that are wrong, a queue that is unbound in mid-run, and a message above the broker's limit, one sink each,
 /// beside one that is well. Nobody restarts anything; what the operator mends is noticed by itself.
 #[tokio::test(flavor = "multi_thread")]
@@ -105,19 +91,19 @@ async fn each_trouble_is_told_and_left_by_itself() -> Result<()> {
         |from: u64| (from..from + 500).map(|number| upsert(&format!("e{}", number % 40), number)).collect::<Vec<_>>();
 
     daemon.ingest("push", &batch(0)).await?;
-    reaches(&daemon, "route", 500).await?;
+    daemon.wait_for_checkpoint("route", 500).await?;
     management.unbind("route").await?;
     let mut large = component("large", 1);
     large["spec"]["filler"] = json!("f".repeat(30_000));
     daemon.ingest("push", &[json!({ "upsert": large })]).await?;
     daemon.ingest("push", &batch(501)).await?;
 
-    reaches(&daemon, "well", 1_001).await?;
-    reaches(&daemon, "skip", 1_001).await?;
-    has_state(&daemon, "login", "misconfigured", "ACCESS_REFUSED").await?;
-    has_state(&daemon, "route", "misconfigured", "found no queue (NO_ROUTE)").await?;
-    has_state(&daemon, "block", "blocked", "is larger than configured max size 20000").await?;
-    has_state(&daemon, "block", "blocked", "catalog-bridge sinks skip block 501").await?;
+    daemon.wait_for_checkpoint("well", 1_001).await?;
+    daemon.wait_for_checkpoint("skip", 1_001).await?;
+    daemon.wait_for_state("login", "misconfigured", "ACCESS_REFUSED").await?;
+    daemon.wait_for_state("route", "misconfigured", "found no queue (NO_ROUTE)").await?;
+    daemon.wait_for_state("block", "blocked", "is larger than configured max size 20000").await?;
+    daemon.wait_for_state("block", "blocked", "catalog-bridge sinks skip block 501").await?;
     ensure!(daemon.sink("block").await?["checkpoint"].as_u64() == Some(500), "what comes before it is delivered");
 
     rabbit.control(1, &["change_password", "late", "s3cret-wrong"]).await?;
@@ -128,7 +114,7 @@ async fn each_trouble_is_told_and_left_by_itself() -> Result<()> {
 
     let everything: Vec<u64> = (1..=1_001).collect();
     for (name, has_large) in [("well", true), ("login", true), ("route", true), ("block", false), ("skip", false)] {
-        reaches(&daemon, name, 1_001).await?;
+        daemon.wait_for_checkpoint(name, 1_001).await?;
         let found: BTreeSet<u64> = management.take(name).await?.into_iter().collect();
         let wanted: BTreeSet<u64> = everything.iter().copied().filter(|offset| has_large || *offset != 501).collect();
         ensure!(found == wanted, "{name}: {:?}", found.symmetric_difference(&wanted).collect::<Vec<_>>());
@@ -140,9 +126,9 @@ async fn each_trouble_is_told_and_left_by_itself() -> Result<()> {
 
     rabbit.control(1, &["set_vm_memory_high_watermark", "absolute", "1MB"]).await?;
     daemon.ingest("push", &batch(1_002)).await?;
-    has_state(&daemon, "well", "stalled", "blocks publishers").await?;
+    daemon.wait_for_state("well", "stalled", "blocks publishers").await?;
     rabbit.control(1, &["set_vm_memory_high_watermark", "absolute", "1GB"]).await?;
-    reaches(&daemon, "well", 1_501).await?;
+    daemon.wait_for_checkpoint("well", 1_501).await?;
     let found: Vec<u64> = management.take("well").await?;
     ensure!(found.len() == 500, "a stall repeats nothing: {} messages", found.len());
     ensure!(daemon.stop().await? == 0, "it stops in good order");

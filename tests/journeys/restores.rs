@@ -88,11 +88,7 @@ async fn a_restored_store_gets_a_new_log_id() -> Result<()> {
     let before = daemon.get("/events/head").await?;
     let (old_id, old_head) =
         (before["logId"].as_str().context("logId")?.to_owned(), before["headOffset"].as_u64().context("head")?);
-    daemon
-        .wait_until("the sink reaches head", async || {
-            Ok(daemon.sink("platform").await?["checkpoint"].as_u64() == Some(old_head))
-        })
-        .await?;
+    daemon.wait_for_checkpoint("platform", old_head).await?;
 
     postgres.stop().await?;
     postgres.replace_data_by(&copy).await?;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use catalog_bridge_services::{WebhookReceiver, WebhookReply};
 use serde_json::json;
 
@@ -11,20 +11,6 @@ use crate::support::{Daemon, Place, cli, upsert};
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 const WRONG: &str = "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
-
-async fn is_told(daemon: &Daemon, sink: &str, state: &str, words: &str) -> Result<()> {
-    let what = format!("{sink} is {state} and says {words:?}");
-    let is_so = async || {
-        let row = daemon.sink(sink).await?;
-        Ok(row["state"] == state && row.to_string().contains(words))
-    };
-    daemon.wait_until(&what, is_so).await.with_context(|| sink.to_owned())
-}
-
-async fn reaches(daemon: &Daemon, sink: &str, offset: u64) -> Result<()> {
-    let what = format!("{sink} reaches {offset}");
-    daemon.wait_until(&what, async || Ok(daemon.sink(sink).await?["checkpoint"].as_u64() == Some(offset))).await
-}
 
 fn command(daemon: &Daemon, arguments: &[&str]) -> Result<()> {
     let output = cli(&[arguments, &["--admin", &daemon.admin]].concat())?;
@@ -74,24 +60,24 @@ async fn each_answer_is_told_with_the_command_that_helps() -> Result<()> {
 
     daemon.ingest("push", &[upsert("first", 1), upsert("refused", 1), upsert("last", 1)]).await?;
 
-    reaches(&daemon, "well", 3).await?;
-    reaches(&daemon, "skip", 3).await?;
-    is_told(&daemon, "block", "blocked", "spec.owner is unknown").await?;
-    is_told(&daemon, "block", "blocked", "catalog-bridge sinks skip block 2").await?;
-    is_told(&daemon, "gone", "diverged", "410 Gone").await?;
-    is_told(&daemon, "gone", "diverged", "catalog-bridge sinks resume gone").await?;
-    is_told(&daemon, "busy", "retrying", "429 Too Many Requests").await?;
-    is_told(&daemon, "stranger", "misconfigured", "401 Unauthorized").await?;
+    daemon.wait_for_checkpoint("well", 3).await?;
+    daemon.wait_for_checkpoint("skip", 3).await?;
+    daemon.wait_for_state("block", "blocked", "spec.owner is unknown").await?;
+    daemon.wait_for_state("block", "blocked", "catalog-bridge sinks skip block 2").await?;
+    daemon.wait_for_state("gone", "diverged", "410 Gone").await?;
+    daemon.wait_for_state("gone", "diverged", "catalog-bridge sinks resume gone").await?;
+    daemon.wait_for_state("busy", "retrying", "429 Too Many Requests").await?;
+    daemon.wait_for_state("stranger", "misconfigured", "401 Unauthorized").await?;
     ensure!(daemon.sink("block").await?["checkpoint"].as_u64() == Some(1), "what comes before it is delivered");
 
     is_busy.store(false, Ordering::SeqCst);
     is_gone.store(false, Ordering::SeqCst);
-    reaches(&daemon, "busy", 3).await?;
+    daemon.wait_for_checkpoint("busy", 3).await?;
     ensure!(daemon.sink("gone").await?["state"] == "diverged", "only an operator ends this");
     command(&daemon, &["sinks", "resume", "gone"])?;
-    reaches(&daemon, "gone", 3).await?;
+    daemon.wait_for_checkpoint("gone", 3).await?;
     command(&daemon, &["sinks", "skip", "block", "2"])?;
-    reaches(&daemon, "block", 3).await?;
+    daemon.wait_for_checkpoint("block", 3).await?;
 
     for (name, count) in [("well", 3), ("block", 2), ("skip", 2), ("gone", 3), ("busy", 3), ("stranger", 0)] {
         let stored = receiver.stored();

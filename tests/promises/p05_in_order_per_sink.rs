@@ -47,11 +47,7 @@ async fn order_holds_through_a_killed_and_a_frozen_broker() -> Result<()> {
     write(&daemon, 60..90).await?;
     let reached = async |sink: &str| -> Result<()> {
         let head = daemon.head().await?;
-        daemon
-            .wait_until(&format!("{sink} reaches {head}"), async || {
-                Ok(daemon.sink(sink).await?["checkpoint"].as_u64() == Some(head.get()))
-            })
-            .await
+        daemon.wait_for_checkpoint(sink, head.get()).await
     };
     reached("platform").await?;
     reached("total").await?;

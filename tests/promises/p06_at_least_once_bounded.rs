@@ -42,11 +42,7 @@ async fn kills_at_random_moments_lose_and_reorder_nothing() -> Result<()> {
         let daemon = place.start(&config).await?;
         let head = daemon.head().await?;
         for sink in ["audit", "platform"] {
-            daemon
-                .wait_until(&format!("{sink} reaches {head}"), async || {
-                    Ok(daemon.sink(sink).await?["checkpoint"].as_u64() == Some(head.get()))
-                })
-                .await?;
+            daemon.wait_for_checkpoint(sink, head.get()).await?;
         }
 
         let expected: Vec<(Offset, String)> = daemon

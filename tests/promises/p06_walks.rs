@@ -78,11 +78,7 @@ async fn a_walk_that_is_killed_goes_on_where_it_was() -> Result<()> {
         }
         let daemon = place.start(&config).await?;
         let head = daemon.head().await?;
-        daemon
-            .wait_until("the sink reaches head", async || {
-                Ok(daemon.sink("audit").await?["checkpoint"].as_u64() == Some(head.get()))
-            })
-            .await?;
+        daemon.wait_for_checkpoint("audit", head.get()).await?;
 
         let (state, times) = fold(&read_lines(&audit)?)?;
         ensure!(

@@ -27,11 +27,7 @@ async fn trouble_of_a_sink_stays_its_own() -> Result<()> {
 
         let head = daemon.head().await?;
         ensure!(head.get() == 1000, "{}: head {head}", store.name());
-        daemon
-            .wait_until("the healthy sink reaches head", async || {
-                Ok(daemon.sink("audit").await?["checkpoint"].as_u64() == Some(head.get()))
-            })
-            .await?;
+        daemon.wait_for_checkpoint("audit", head.get()).await?;
         ensure!(read_lines(&audit)?.len() == 1000, "{}: the healthy sink's file holds every event", store.name());
         daemon
             .wait_until("the absent broker is shown", async || Ok(daemon.sink("absent").await?["state"] == "retrying"))
@@ -76,9 +72,5 @@ async fn a_sink_absent_at_start_is_waited_for() -> Result<()> {
 
     std::fs::create_dir(&directory)?;
 
-    daemon
-        .wait_until("delivery begins by itself", async || {
-            Ok(daemon.sink("audit").await?["checkpoint"].as_u64() == Some(1))
-        })
-        .await
+    daemon.wait_for_checkpoint("audit", 1).await
 }

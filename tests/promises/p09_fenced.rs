@@ -91,11 +91,7 @@ async fn a_frozen_owner_is_replaced_and_wakes_fenced() -> Result<()> {
     check_dense(Offset::ZERO, &events)?;
     check_well_formed(&events)?;
     let head = reader.head().await?;
-    reader
-        .wait_until("the sink reaches head", async || {
-            Ok(reader.sink("platform").await?["checkpoint"].as_u64() == Some(head.get()))
-        })
-        .await?;
+    reader.wait_for_checkpoint("platform", head.get()).await?;
     let expected: Vec<(Offset, String)> =
         events.into_iter().map(|event| (event.offset, event.entity_ref.to_string())).collect();
     let rules = DeliveryRules { lane: Lane::Entity, repeated_per_session_max: 21_000, sessions_max: 30 };

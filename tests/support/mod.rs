@@ -152,6 +152,21 @@ impl Daemon {
         result.with_context(|| format!("the daemon's log ends:\n{}", self.log_tail()))
     }
 
+    /// Waits until a sink's checkpoint is this offset.
+    pub async fn wait_for_checkpoint(&self, sink: &str, offset: u64) -> Result<()> {
+        let is_there = async || Ok(self.sink(sink).await?["checkpoint"].as_u64() == Some(offset));
+        self.wait_until(&format!("{sink} reaches {offset}"), is_there).await
+    }
+
+    /// Waits until a sink is in this state and its row in `/status` holds these words.
+    pub async fn wait_for_state(&self, sink: &str, state: &str, words: &str) -> Result<()> {
+        let is_told = async || {
+            let row = self.sink(sink).await?;
+            Ok(row["state"] == state && row.to_string().contains(words))
+        };
+        self.wait_until(&format!("{sink} is {state} and says {words:?}"), is_told).await
+    }
+
     /// The last lines that it wrote.
     pub fn log_tail(&self) -> String {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
