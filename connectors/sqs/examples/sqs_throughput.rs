@@ -1,5 +1,5 @@
 //! Compares the connector with a bare publisher of the same client library and settings, in one run on one ElasticMQ:
-//! `cargo run --release -p catalog-bridge-sqs --example throughput -- [messages] [added latency in ms]`
+//! `cargo run --release -p catalog-bridge-sqs --example sqs_throughput -- [messages] [added latency in ms]`
 //!
 //! Rounds alternate, because one machine's speed drifts by more than the difference. Compare ratios, not rates.
 
