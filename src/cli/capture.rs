@@ -69,7 +69,7 @@ fn gaps(detail: &Value) -> String {
     match text(detail, "/gaps/last/noticedAt") {
         None => "no gap noticed".to_owned(),
         Some(at) => format!(
-            "{} gaps noticed, the last {at}: {}",
+            "gaps noticed: {}, the last {at}: {}",
             shown(detail, "/gaps/count"),
             shown(detail, "/gaps/last/reason")
         ),
@@ -126,7 +126,7 @@ mod tests {
                 "outbox 3 rows, 8192 bytes, the oldest of 2026-11-25T00:59:59Z",
                 "reconcile under way since 2026-11-25T00:59:00Z (the database server was restarted): 5 compared, 2 repaired, now looking for removals",
                 "no reconcile ended yet; next 2026-11-26T00:00:00Z",
-                "2 gaps noticed, the last 2026-11-25T00:59:00Z: the database server was restarted",
+                "gaps noticed: 2, the last 2026-11-25T00:59:00Z: the database server was restarted",
                 "held removals of url:x: 1, such as component:default/a",
             ]
         );

@@ -110,7 +110,7 @@ async fn a_gap_stays_in_the_status_with_its_reason() -> Result<()> {
             Ok(detail["lastReconcile"]["repaired"] == 3 && detail["reconcile"] == Value::Null)
         })
         .await?;
-    let reason = "gaps noticed, the last";
+    let reason = "gaps noticed: ";
     let told_before = told(&place)?;
     ensure_told(&told_before, &[reason, "the trigger that numbers the catalog's changes was off", "3 repaired"])?;
     let metrics = daemon.metrics().await?;

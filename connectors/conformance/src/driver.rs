@@ -239,7 +239,8 @@ impl Live {
                     if self.outcome.acknowledged.len() >= acknowledged {
                         self.lease.end();
                     }
-                    false
+                    // With nothing left to offer, no message tells the session of its lease's end.
+                    !self.lease.is_held() && self.unsent.is_empty() && self.ready.is_empty()
                 }
             };
             if is_done {

@@ -32,6 +32,9 @@ enum Wrong {
     IsImpatient,
 }
 
+/// Messages that an ordinary append takes at most.
+const BATCH: usize = 8;
+
 /// A server in memory: appends, and can be harmed.
 #[derive(Default)]
 struct Server {
@@ -75,6 +78,7 @@ impl Server {
 struct Memory {
     server: Arc<Mutex<Server>>,
     wrong: Wrong,
+    batch: usize,
 }
 
 impl Memory {
@@ -83,7 +87,11 @@ impl Memory {
     }
 }
 
-struct MemoryPatient(Wrong);
+struct MemoryPatient {
+    wrong: Wrong,
+    /// Messages that one append takes at most.
+    batch: usize,
+}
 
 #[async_trait]
 impl Patient for MemoryPatient {
@@ -92,7 +100,7 @@ impl Patient for MemoryPatient {
     }
 
     async fn fresh(&self) -> Result<Arc<dyn Destination>> {
-        Ok(Arc::new(Memory { server: Arc::default(), wrong: self.0 }))
+        Ok(Arc::new(Memory { server: Arc::default(), wrong: self.wrong, batch: self.batch }))
     }
 }
 
@@ -132,7 +140,7 @@ impl Connector for Memory {
         Limits {
             message_bytes_max: Some(100_000),
             prefix_safe: true,
-            window_events: 64,
+            window_events: 8 * self.batch,
             window_bytes: 1024 * 1024,
             flight: Duration::ZERO,
             encoding: Encoding::Cloudevents,
@@ -176,20 +184,20 @@ struct MemorySession {
 #[async_trait]
 impl Session for MemorySession {
     async fn run(self: Box<Self>, mut feed: Feed, acks: Acks) -> Result<(), ConnectorError> {
-        let wrong = self.memory.wrong;
+        let (wrong, full) = (self.memory.wrong, self.memory.batch);
         if self.stored > Offset::ZERO {
             acks.already_stored(self.stored);
         }
         while let Some(first) = feed.next().await {
             let mut batch = VecDeque::from([first]);
-            while batch.len() < 8
+            while batch.len() < full
                 && let Some(message) = feed.try_next()
             {
                 batch.push_back(message);
             }
             // Full batches, so that a message sent once more at their end has been overtaken.
             while wrong == Wrong::ReordersAfterNack
-                && batch.len() < 8
+                && batch.len() < full
                 && let Ok(Some(message)) = tokio::time::timeout(Duration::from_millis(50), feed.next()).await
             {
                 batch.push_back(message);
@@ -226,15 +234,15 @@ impl Session for MemorySession {
                 }
                 continue;
             }
-            if wrong == Wrong::ForgetsTheRest && batch.len() < 8 {
+            if wrong == Wrong::ForgetsTheRest && batch.len() < full {
                 // Kept for a fuller batch, which the feed's end never brings.
                 while let Some(message) = feed.next().await {
                     batch.push_back(message);
-                    if batch.len() == 8 {
+                    if batch.len() == full {
                         break;
                     }
                 }
-                if batch.len() < 8 {
+                if batch.len() < full {
                     return Ok(());
                 }
             }
@@ -297,13 +305,20 @@ fn headers(message: &Message, wrong: Wrong) -> BTreeMap<String, String> {
 
 /// Each of these checks finds it.
 async fn check(wrong: Wrong, expected: &[&str]) {
-    let report = judge_by(&MemoryPatient(wrong), expected).await;
+    let report = judge_by(&MemoryPatient { wrong, batch: BATCH }, expected).await;
     assert_eq!(report.broken(), expected, "{wrong:?}:\n{report}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_right_connector_passes() {
-    judge(&MemoryPatient(Wrong::Nothing)).await.assert_all_held();
+    judge(&MemoryPatient { wrong: Wrong::Nothing, batch: BATCH }).await.assert_all_held();
+}
+
+// One thread: the driver has offered everything before the session first looks.
+#[tokio::test]
+async fn a_connector_that_acknowledges_everything_at_once_passes() {
+    let whole = MemoryPatient { wrong: Wrong::Nothing, batch: 10_000 };
+    judge_by(&whole, &["nothing is sent after the lease ended in mid-window"]).await.assert_all_held();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

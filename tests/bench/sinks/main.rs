@@ -7,6 +7,8 @@
 
 mod nats;
 mod rabbitmq;
+mod sqs;
+mod webhook;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,6 +35,11 @@ pub(crate) trait Destination: Send + Sync {
     /// As the table names it; its first word, in lower case, is the connector's kind.
     fn name(&self) -> &'static str;
 
+    /// What is sent to it at most.
+    fn events_max(&self) -> usize {
+        usize::MAX
+    }
+
     /// Makes it empty; returns the connector's section.
     async fn fresh(&mut self) -> Result<Value>;
 
@@ -48,14 +55,15 @@ async fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let events = arguments.iter().find_map(|argument| argument.parse().ok()).unwrap_or(EVENTS);
     let names: Vec<&String> = arguments.iter().filter(|argument| argument.parse::<usize>().is_err()).collect();
-    let directory = tempfile::tempdir()?;
-    let log = open(&Settings::sqlite(directory.path().join("log.db")), Metrics::default()).await?;
-    fill(&log, events).await?;
     println!(
         "| sink | bare publisher, events/s (each round) | catalog-bridge, events/s (each round) | ratio |\n|---|---|---|---|"
     );
     for destination in &mut destinations().await? {
         if names.is_empty() || names.iter().any(|name| destination.name().to_lowercase().contains(name.as_str())) {
+            let events = events.min(destination.events_max());
+            let directory = tempfile::tempdir()?;
+            let log = open(&Settings::sqlite(directory.path().join("log.db")), Metrics::default()).await?;
+            fill(&log, events).await?;
             compare(&log, &mut **destination, events).await?;
         }
     }
@@ -67,6 +75,9 @@ async fn destinations() -> Result<Vec<Box<dyn Destination>>> {
         Box::new(rabbitmq::Queue::start("quorum").await?),
         Box::new(rabbitmq::Queue::start("classic").await?),
         Box::new(nats::Stream::start().await?),
+        Box::new(sqs::Queue::start("SQS FIFO (ElasticMQ)", Duration::ZERO).await?),
+        Box::new(sqs::Queue::start("SQS FIFO (ElasticMQ), 20 ms away", Duration::from_millis(20)).await?),
+        Box::new(webhook::Receiver::start().await?),
     ])
 }
 
