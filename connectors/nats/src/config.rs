@@ -37,7 +37,8 @@ pub struct Config {
     /// With `ensure: true`: how many replicas a created stream gets, 1 to 5; default 3, or 1 on a server without a cluster.
     #[serde(default)]
     pub replicas: Option<usize>,
-    /// Log in with a credentials file (a user's JWT and seed, as `nsc` writes it).
+    /// Log in with a credentials file (a user's JWT and seed, as `nsc` writes it). Read again for each connection, and so when the
+    /// server ends one because its credentials expired.
     #[serde(default)]
     pub credentials_file: Option<PathBuf>,
     /// Log in with an NKey: the user's seed, as value, `${VARIABLE}` or `file:/path`.

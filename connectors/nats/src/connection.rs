@@ -107,7 +107,9 @@ fn note(sender: &watch::Sender<Option<Trouble>>, event: &Event) {
                 ServerError::Other(words) => words.clone(),
                 other => other.to_string(),
             };
-            if errors::is_about_rights(&words) { Trouble::NoRight(words) } else { Trouble::Lost(words) }
+            // An ended login (expired, revoked) closes the connection. The next one opens what may have been replaced on disk
+            // meanwhile, and tells whether that is good.
+            if errors::is_about_permissions(&words) { Trouble::NoRight(words) } else { Trouble::Lost(words) }
         }
         Event::Disconnected => Trouble::Lost("the connection was lost".to_owned()),
         Event::Closed => Trouble::Lost("the connection was closed".to_owned()),

@@ -77,11 +77,15 @@ fn api_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a jetstream::E
 }
 
 /// Whether the server says that we may not.
-pub(crate) fn is_about_rights(words: &str) -> bool {
+fn is_about_rights(words: &str) -> bool {
     let words = words.to_lowercase();
-    ["authorization", "authentication", "permissions violation", "expired", "revoked"]
-        .iter()
-        .any(|word| words.contains(word))
+    is_about_permissions(&words)
+        || ["authorization", "authentication", "expired", "revoked"].iter().any(|word| words.contains(word))
+}
+
+/// Whether the server says that who we are may not do this.
+pub(crate) fn is_about_permissions(words: &str) -> bool {
+    words.to_lowercase().contains("permissions violation")
 }
 
 fn is_about_tls(error: &(dyn StdError + 'static)) -> bool {
