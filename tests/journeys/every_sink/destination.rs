@@ -20,6 +20,12 @@ use lapin::{Connection, ConnectionProperties, ExchangeKind};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
+use super::stub::{Call, Reply, Stub};
+
+/// An entity of this name and size is sent, and refused by the stream (for its size) and by the queue (for its name).
+pub(super) const REFUSED: &str = "refused";
+pub(super) const REFUSED_BYTES: usize = 400_000;
+const STREAM_MESSAGE_BYTES_MAX: i32 = 100_000;
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
 /// One sink's destination.
@@ -136,6 +142,7 @@ pub(super) async fn nats() -> Result<Destination> {
     let config = stream::Config {
         name: "CATALOG".to_owned(),
         subjects: vec!["catalog.>".to_owned()],
+        max_message_size: STREAM_MESSAGE_BYTES_MAX,
         ..stream::Config::default()
     };
     let stream = context.create_stream(config).await?;
@@ -168,10 +175,12 @@ fn of_nats(message: &jetstream::Message) -> Result<Delivered> {
     delivered(text(BRIDGE_OFFSET)?, text(BRIDGE_GENERATION)?, text("ce-subject")?, text("ce-type")?, &data)
 }
 
-/// A FIFO queue of SQS.
+/// A FIFO queue of SQS, behind a stub: the stand-in refuses nothing that the sink sends.
 pub(super) async fn sqs() -> Result<Destination> {
     let server = ElasticMq::start().await?;
-    let proxy = FaultProxy::start(&server.address())?;
+    let stub = Stub::start(&server.endpoint()).await?;
+    stub.script(refuse);
+    let proxy = FaultProxy::start(stub.address())?;
     let sqs = Sqs { client: reqwest::Client::new(), endpoint: server.endpoint() };
     let queue = json!({ "QueueName": "catalog.fifo", "Attributes": { "FifoQueue": "true" } });
     let url = sqs.ask("CreateQueue", queue).await?["QueueUrl"].clone();
@@ -208,8 +217,19 @@ pub(super) async fn sqs() -> Result<Destination> {
         window: 1_000,
         arrived,
         consumer: Some(consumer),
-        _server: Box::new(server),
+        _server: Box::new((server, stub)),
     })
+}
+
+/// What SQS answers when an entry is refused: its neighbours in the request are stored.
+fn refuse(call: &Call) -> Reply {
+    let is_refused = |entry: &Value| entry["MessageGroupId"].as_str().is_some_and(|group| group.ends_with(REFUSED));
+    let places = call.entries().iter().enumerate().filter(|(_, entry)| call.is_send() && is_refused(entry));
+    let failed: Vec<usize> = places.map(|(place, _)| place).collect();
+    match failed.is_empty() {
+        true => Reply::Pass,
+        false => Reply::Entries { failed, code: "InvalidMessageContents", message: "never", sender_fault: true },
+    }
 }
 
 /// Requests straight to the server, which asks for no signature.

@@ -1,6 +1,10 @@
 //! One daemon with a sink of every kind: all hold the same history, and one that is stuck harms no other (P5, P7).
 
 mod destination;
+mod refusals;
+#[allow(dead_code, reason = "the connector's own tests use all of it")]
+#[path = "../../../connectors/sqs/tests/conformance/stub.rs"]
+mod stub;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
