@@ -105,6 +105,7 @@ impl SessionRun<'_> {
             refusal: None,
             stored_to: Offset::ZERO,
             stalled: None,
+            is_settled: false,
             store_error: None,
             store_retry: Retry::default(),
             store_again: None,
@@ -143,6 +144,8 @@ struct Live<'driver> {
     /// Found in the destination.
     stored_to: Offset,
     stalled: Option<(DateTime<Utc>, String)>,
+    /// Nothing that was sent may still land.
+    is_settled: bool,
     store_error: Option<String>,
     store_retry: Retry,
     store_again: Option<Instant>,
@@ -233,8 +236,12 @@ impl Live<'_> {
             self.apply(report);
         }
         // What a failed or dropped session sent may still land, and then after what the next one sends.
-        let has_flushed = matches!(outcome, Some(Ok(Ok(()))));
-        if !has_flushed && self.window.unacknowledged() > 0 {
+        let is_over = match &outcome {
+            Some(Ok(Ok(()))) => true,
+            Some(Ok(Err(_))) => self.is_settled,
+            Some(Err(_)) | None => false,
+        };
+        if !is_over && self.window.unacknowledged() > 0 {
             *self.run.is_clean = false;
         }
         self.note_progress();
@@ -372,6 +379,7 @@ impl Live<'_> {
             Ack::AlreadyStored(offset) => self.found_stored(offset),
             Ack::Remember(state) => self.remember(&state),
             Ack::Stalled(reason) => self.stalled = reason.map(|reason| (Utc::now(), reason)),
+            Ack::Settled => self.is_settled = true,
         }
     }
 

@@ -15,6 +15,8 @@ pub enum Ack {
     Remember(serde_json::Value),
     /// The destination accepts nothing for now and says why (RabbitMQ's `connection.blocked`); `None` when it does again.
     Stalled(Option<String>),
+    /// Everything that was sent is answered: nothing of it may still land.
+    Settled,
 }
 
 /// The session's end. Cheap to clone; may be used from any thread. What it sends is bounded by what was offered.
@@ -59,6 +61,12 @@ impl Acks {
     /// Says that the destination accepts nothing for now, or (with `None`) that it does again.
     pub fn stalled(&self, reason: Option<String>) {
         self.send(Ack::Stalled(reason));
+    }
+
+    /// Said last by a session that fails: each request that it sent was answered for good, so that none may still land. The
+    /// driver then opens the next session without waiting for `Limits::flight`.
+    pub fn settled(&self) {
+        self.send(Ack::Settled);
     }
 
     fn send(&self, ack: Ack) {

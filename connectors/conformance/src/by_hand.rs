@@ -145,6 +145,7 @@ impl Running {
             }
             Ack::Remember(state) => self.state = Some(state),
             Ack::Stalled(reason) => self.stalled = reason,
+            Ack::Settled => {}
         }
         while self.acknowledged.remove(&(self.prefix + 1)) {
             self.prefix += 1;

@@ -322,7 +322,7 @@ impl Live {
                 self.settle(&settled);
             }
             Ack::Remember(state) => self.state = Some(state),
-            Ack::Stalled(_) => {}
+            Ack::Stalled(_) | Ack::Settled => {}
         }
     }
 

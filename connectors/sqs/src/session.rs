@@ -36,6 +36,8 @@ pub(crate) struct SqsSession {
     requests: JoinSet<Answer>,
     /// Nothing more is sent; the answers to what is under way are still read.
     failed: Option<ConnectorError>,
+    /// A request failed without the service's word that it takes it never.
+    may_land: bool,
 }
 
 impl SqsSession {
@@ -48,6 +50,7 @@ impl SqsSession {
             outgoing: Outgoing::new(config.message_bytes_max),
             requests: JoinSet::new(),
             failed: None,
+            may_land: false,
         }
     }
 
@@ -110,7 +113,10 @@ impl SqsSession {
         match answer {
             Ok((items, Ok(output))) => self.settle_each(items, &output, acks),
             Ok((items, Err(failure))) => self.settle_whole(items, failure),
-            Err(error) => self.fail(ConnectorError::transient("send", &*self.client.endpoint, error)),
+            Err(error) => {
+                self.may_land = true;
+                self.fail(ConnectorError::transient("send", &*self.client.endpoint, error));
+            }
         }
     }
 
@@ -150,6 +156,7 @@ impl SqsSession {
 
     fn settle_failed(&mut self, item: Item, failure: Failure) {
         let endpoint = self.client.endpoint.clone();
+        self.may_land |= failure.verdict != Verdict::Refused;
         let error = match failure.verdict {
             Verdict::Passing | Verdict::Congested => {
                 let Err(item) = self.outgoing.retry(item, Instant::now(), rand::random()) else { return };
@@ -189,6 +196,9 @@ impl Session for SqsSession {
     async fn run(mut self: Box<Self>, mut feed: Feed, acks: Acks) -> Result<(), ConnectorError> {
         acks.remember(std::mem::take(&mut self.state));
         self.publish(&mut feed, &acks).await;
+        if self.requests.is_empty() && !self.may_land {
+            acks.settled();
+        }
         self.requests.shutdown().await;
         self.failed.take().map_or(Ok(()), Err)
     }

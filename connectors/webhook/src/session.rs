@@ -49,7 +49,7 @@ impl WebhookSession {
     async fn publish(&mut self, feed: &mut Feed, acks: &Acks) -> Result<(), Failure> {
         let mut in_flight = FuturesUnordered::new();
         let mut outcome = Ok(());
-        let (mut is_open, mut limit) = (true, 1);
+        let (mut is_open, mut limit, mut may_land) = (true, 1, false);
         let mut secrets_again = tokio::time::interval(SECRETS_AGAIN);
         secrets_again.set_missed_tick_behavior(MissedTickBehavior::Delay);
         secrets_again.reset();
@@ -63,7 +63,10 @@ impl WebhookSession {
                         limit = self.config.max_in_flight;
                         continue;
                     }
-                    Err(failure) => Err(failure),
+                    Err(failure) => {
+                        may_land |= !matches!(failure, Failure::Failed(ConnectorError::Refused { .. }));
+                        Err(failure)
+                    }
                 },
                 _ = secrets_again.tick(), if is_open && has_files => match self.read_secrets().await {
                     Ok(()) => continue,
@@ -79,7 +82,12 @@ impl WebhookSession {
                     }
                     None => Ok(()),
                 },
-                else => return outcome,
+                else => {
+                    if !may_land {
+                        acks.settled();
+                    }
+                    return outcome;
+                }
             };
             is_open = false;
             outcome = outcome.and(end);

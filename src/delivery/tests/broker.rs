@@ -17,6 +17,8 @@ use rand::{Rng, SeedableRng};
 pub(super) enum Behaviour {
     /// Stores and acknowledges everything.
     Works,
+    /// The same, and says of a refused message that nothing of what was sent may still land.
+    Settles,
     /// Cannot be opened.
     Unopened(Fault),
     /// Stores so many messages, acknowledges fewer, then fails.
@@ -190,7 +192,12 @@ impl MemorySession {
                 Behaviour::Hangs => std::future::pending().await,
                 _ => {}
             }
-            self.broker.refuse(&message)?;
+            if let Err(refused) = self.broker.refuse(&message) {
+                if matches!(behaviour, Behaviour::Settles) {
+                    acks.settled();
+                }
+                return Err(refused);
+            }
             let (stored, acknowledged) = match behaviour {
                 Behaviour::FailsAfter { stored, acknowledged, .. } => (*stored, *acknowledged),
                 _ => (usize::MAX, usize::MAX),

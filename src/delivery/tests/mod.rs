@@ -337,6 +337,32 @@ async fn refused_events_are_skipped_with_a_record() {
     assert_eq!(delivered.into_iter().collect::<Vec<_>>(), [1, 4, 5, 6, 7, 8, 10]);
 }
 
+/// What a failed session sent may land for an hour here: only one that says it cannot is followed by the next at once.
+#[tokio::test]
+async fn the_session_after_a_skipped_event_waits_for_what_may_still_land_and_for_nothing_else() {
+    let (settling, silent) = (|_| Behaviour::Settles, |_| Behaviour::Works);
+    for (mut broker, is_at_once) in [(Broker::new(settling), true), (Broker::new(silent), false)] {
+        let bench = Bench::new().await;
+        broker.limits.flight = Duration::from_secs(60 * 60);
+        broker.refused.lock().expect("unpoisoned").extend([2, 3, 9]);
+        bench.upsert(numbered(10, 10), "a").await;
+        let delivery = bench.start(vec![Sink { on_refused: OnRefused::Skip, ..sink(&broker) }]);
+
+        if is_at_once {
+            bench.wait_for_checkpoint("orders", 10).await;
+            assert_eq!(broker.stored().claims.len(), 4, "a session for each skipped event, and the last");
+        } else {
+            wait_until("the skip is on record", async || {
+                !bench.store.skipped("orders", Offset::ZERO, 10).await.expect("read").is_empty()
+            })
+            .await;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            assert_eq!(broker.stored().claims.len(), 1);
+        }
+        delivery.stop().await;
+    }
+}
+
 #[tokio::test]
 async fn an_oversize_event_goes_as_a_reference_or_is_refused() {
     let bench = Bench::new().await;

@@ -35,6 +35,27 @@ async fn a_refused_entry_is_named_and_its_neighbours_are_acknowledged() -> Resul
     assert_refused(outcome.result, 5, "InvalidMessageContents (The message contains characters outside");
     assert_eq!(outcome.acknowledged, (1..=10).filter(|offset| *offset != 5).collect());
     assert_eq!(queue.stored().await?, outcome.acknowledged);
+    assert!(outcome.is_settled, "each entry was answered");
+    Ok(())
+}
+
+/// P5: the answer to one entry is lost before another is refused, so that the first may be stored after the session's end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_with_an_unanswered_request_says_not_that_all_is_over() -> Result<()> {
+    let queue = Queue::new("unanswered").await?;
+    let mut lost = false;
+    queue.stub.script(move |call| match place_of(call, "e5") {
+        Some(_) if !std::mem::replace(&mut lost, true) => Reply::LoseAnswer,
+        Some(place) => {
+            Reply::Entries { failed: vec![place], code: "InvalidMessageContents", message: "never", sender_fault: true }
+        }
+        None => Reply::Pass,
+    });
+
+    let outcome = run(&*queue.connector, messages(10)).await?;
+
+    assert_refused(outcome.result, 5, "InvalidMessageContents");
+    assert!(!outcome.is_settled);
     Ok(())
 }
 

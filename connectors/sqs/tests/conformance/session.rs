@@ -20,6 +20,8 @@ pub(crate) struct Outcome {
     pub(crate) acknowledged: BTreeSet<u64>,
     /// What it wants to be remembered.
     pub(crate) state: Option<Value>,
+    /// Whether it says that nothing of what it sent may still land.
+    pub(crate) is_settled: bool,
 }
 
 pub(crate) fn message(offset: u64, name: &str) -> Message {
@@ -71,7 +73,9 @@ pub(crate) async fn run_again(
 ) -> Result<Outcome> {
     let session = match connector.open(claim(state)).await {
         Ok(session) => session,
-        Err(error) => return Ok(Outcome { result: Err(error), acknowledged: BTreeSet::new(), state: None }),
+        Err(error) => {
+            return Ok(Outcome { result: Err(error), acknowledged: BTreeSet::new(), state: None, is_settled: true });
+        }
     };
     let (sender, feed) = feed(messages.len(), Lease::unlimited());
     let (acks, mut reports) = Acks::channel();
@@ -81,7 +85,7 @@ pub(crate) async fn run_again(
         // A session that failed already takes no more.
         let _ = sender.offer(message).await;
     }
-    let (mut acknowledged, mut state) = (BTreeSet::new(), None);
+    let (mut acknowledged, mut state, mut is_settled) = (BTreeSet::new(), None, false);
     let collecting = async {
         while acknowledged.len() < count
             && let Some(report) = reports.next().await
@@ -89,6 +93,7 @@ pub(crate) async fn run_again(
             match report {
                 Ack::One(offset) => assert!(acknowledged.insert(offset.get()), "{offset} was acknowledged twice"),
                 Ack::Remember(kept) => state = Some(kept),
+                Ack::Settled => is_settled = true,
                 other => panic!("{other:?}"),
             }
         }
@@ -97,7 +102,7 @@ pub(crate) async fn run_again(
     collected.with_context(|| format!("{} of {count} were acknowledged", acknowledged.len()))?;
     drop(sender);
     let result = tokio::time::timeout(PATIENCE, running).await.context("the session never ended")??;
-    Ok(Outcome { result, acknowledged, state })
+    Ok(Outcome { result, acknowledged, state, is_settled })
 }
 
 /// The error that `open` answers with.

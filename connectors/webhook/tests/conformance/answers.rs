@@ -27,7 +27,10 @@ async fn answered(reply: WebhookReply) -> Result<ConnectorError> {
 
     assert_eq!(outcome.acknowledged, [1, 2].into(), "what was stored before it, and nothing else");
     assert_eq!(stored(&receiver), [1, 2], "nothing is sent after the first failure");
+    let is_settled = outcome.is_settled;
     let error = outcome.error();
+    let is_refused = matches!(error, ConnectorError::Refused { .. });
+    assert_eq!(is_settled, is_refused, "only a refusal says that the event lands nowhere later: {error}");
     assert_no_secret(&error);
     Ok(error)
 }

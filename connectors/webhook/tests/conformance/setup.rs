@@ -64,6 +64,8 @@ pub(crate) fn messages(offsets: std::ops::RangeInclusive<u64>) -> Vec<Message> {
 pub(crate) struct Outcome {
     pub(crate) result: Result<(), ConnectorError>,
     pub(crate) acknowledged: BTreeSet<u64>,
+    /// Whether it says that nothing of what it sent may still land.
+    pub(crate) is_settled: bool,
 }
 
 impl Outcome {
@@ -98,13 +100,15 @@ pub(crate) async fn session_under(connector: &dyn Connector, messages: Vec<Messa
     }
     drop(sender);
     let result = tokio::time::timeout(PATIENCE, opened.run(feed, acks)).await.context("the session never ended")?;
-    let mut acknowledged = BTreeSet::new();
+    let (mut acknowledged, mut is_settled) = (BTreeSet::new(), false);
     while let Some(ack) = reports.try_next() {
-        if let Ack::One(offset) = ack {
-            ensure!(acknowledged.insert(offset.get()), "{offset} was acknowledged twice");
+        match ack {
+            Ack::One(offset) => ensure!(acknowledged.insert(offset.get()), "{offset} was acknowledged twice"),
+            Ack::Settled => is_settled = true,
+            _ => {}
         }
     }
-    Ok(Outcome { result, acknowledged })
+    Ok(Outcome { result, acknowledged, is_settled })
 }
 
 /// The offsets that a receiver stored, in its order.
