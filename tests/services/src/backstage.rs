@@ -367,9 +367,11 @@ impl Backstage {
         } else {
             format!("select 1 from {schema}.refresh_state where next_stitch_ticket is not null")
         };
-        // Discovery sets both times alike; picking an entity for processing moves the first into the future.
+        // Discovery sets both times alike; picking an entity for processing moves the first into the future. The older release
+        // marks the relatives of what is removed by a hash, and stitches them when it processes them again.
         let busy = format!(
             "select exists ({waiting_stitches}) or exists (
+               select 1 from {schema}.final_entities where hash = 'force-stitching') or exists (
                select 1 from {schema}.refresh_state
                where next_update_at <= last_discovery_at or processed_entity is null and errors in ('', '[]'))"
         );
