@@ -139,7 +139,7 @@ async fn replaced_credentials_serve_the_session_after_the_old_ones_expired() -> 
     let stream = crate::server::new_name("rotation");
     let connector = connector_with(&nats.url(), &stream, json!({ "credentials_file": file }), true);
 
-    std::fs::write(&file, operator.credentials(Some(SystemTime::now() + Duration::from_secs(10)))?)?;
+    std::fs::write(&file, operator.credentials(Some(SystemTime::now() + Duration::from_secs(20)))?)?;
     let mut first = open(&*connector, claim(0, None)).await?;
     first.offer(1, 10, 10).await;
     first.acknowledged_to(10).await?;
