@@ -23,15 +23,20 @@ pub(crate) fn of_process(pid: i32) -> Result<Duration> {
 pub(crate) async fn of_server(connection: &mut PgConnection) -> Result<Duration> {
     let own: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut *connection).await?;
     let server = parent(own).context("the server's process")?;
-    let mut total = of_process(server)?;
-    for entry in std::fs::read_dir("/proc")?.flatten() {
-        let pid = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok());
-        // A process that ended meanwhile is counted by its parent.
-        if let Some(pid) = pid.filter(|pid| parent(*pid) == Some(server)) {
-            total += of_process(pid).unwrap_or_default();
+    loop {
+        let ended = of_process(server)?;
+        let mut running = Duration::ZERO;
+        for entry in std::fs::read_dir("/proc")?.flatten() {
+            let pid = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok());
+            if let Some(pid) = pid.filter(|pid| parent(*pid) == Some(server)) {
+                running += of_process(pid).unwrap_or_default();
+            }
+        }
+        // A process that ended in between was counted twice or not at all.
+        if of_process(server)? == ended {
+            return Ok(ended + running);
         }
     }
-    Ok(total)
 }
 
 /// Of the backends that serve the bridge now.
