@@ -1,18 +1,31 @@
 //! Programs from Debian's packages, unpacked into the cache: nothing is installed system-wide, no root is needed and no
-//! service of the package starts.
+//! service of the package starts. And, as root, a Debian of its own in a directory.
 
 use std::{fs, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use tokio::process::Command;
 
-use crate::{account, cache::run};
+use crate::{
+    account,
+    cache::{self, run},
+};
 
 /// Downloads `package` and those of its dependencies that `is_wanted`, from a Debian release such as `bookworm`, and
 /// unpacks them below `directory`.
 pub(crate) async fn unpack(
     suite: &str,
     package: &str,
+    is_wanted: impl Fn(&str) -> bool,
+    directory: &Path,
+) -> Result<()> {
+    unpack_all(suite, &[package], is_wanted, directory).await
+}
+
+/// As [`unpack`], for several packages at once.
+pub(crate) async fn unpack_all(
+    suite: &str,
+    packages: &[&str],
     is_wanted: impl Fn(&str) -> bool,
     directory: &Path,
 ) -> Result<()> {
@@ -29,16 +42,59 @@ pub(crate) async fn unpack(
     fs::write(&sources, stanza).with_context(|| format!("writing {}", sources.display()))?;
 
     run(apt(&state).args(["--quiet", "update"])).await?;
-    let plan = run(apt(&state).args(["--no-install-recommends", "--simulate", "install", package])).await?;
+    let plan = run(apt(&state).args(["--no-install-recommends", "--simulate", "install"]).args(packages)).await?;
     let planned = plan.lines().filter_map(|line| line.strip_prefix("Inst ")?.split(' ').next());
-    let wanted: Vec<_> = planned.filter(|name| *name == package || is_wanted(name)).collect();
-    ensure!(wanted.contains(&package), "Debian {suite} has no package {package}");
-    let packages = state.join("packages");
-    run(apt(&state).args(["--quiet", "download"]).args(&wanted).current_dir(&packages)).await?;
-    for file in fs::read_dir(&packages)?.flatten() {
+    let wanted: Vec<_> = planned.filter(|name| packages.contains(name) || is_wanted(name)).collect();
+    for package in packages {
+        ensure!(wanted.contains(package), "Debian {suite} has no package {package}");
+    }
+    let downloaded = state.join("packages");
+    run(apt(&state).args(["--quiet", "download"]).args(&wanted).current_dir(&downloaded)).await?;
+    for file in fs::read_dir(&downloaded)?.flatten() {
         run(Command::new("dpkg").arg("--extract").arg(file.path()).arg(directory)).await?;
     }
     fs::remove_dir_all(&state).with_context(|| format!("removing {}", state.display()))
+}
+
+/// Installs a Debian of its own with these packages into `directory`, which becomes a root file system. As root only.
+pub(crate) async fn bootstrap(suite: &str, packages: &[&str], directory: &Path) -> Result<()> {
+    // In a namespace of mounts of its own: what is mounted ends with it. `policy-rc.d` keeps services from starting.
+    const INSTALL: &str = r#"
+root=$1; shift
+mount -t proc proc "$root/proc"
+mount --rbind /dev "$root/dev"
+printf '#!/bin/sh\nexit 101\n' > "$root/usr/sbin/policy-rc.d"
+chmod 755 "$root/usr/sbin/policy-rc.d"
+export DEBIAN_FRONTEND=noninteractive LC_ALL=C
+chroot "$root" apt-get --quiet update
+chroot "$root" apt-get --quiet install --yes --no-install-recommends "$@"
+chroot "$root" apt-get clean
+rm -rf "$root"/var/lib/apt/lists/*"#;
+    let (own_suite, mirror) = (host_suite()?, mirror()?);
+    let tool = cache::installed(&format!("debootstrap-{own_suite}"), async |directory| {
+        unpack(&own_suite, "debootstrap", |_| false, directory).await
+    })
+    .await?;
+    let mut debootstrap = Command::new(tool.join("usr/sbin/debootstrap"));
+    debootstrap.env("DEBOOTSTRAP_DIR", tool.join("usr/share/debootstrap")).args(["--variant=minbase", suite]);
+    run(debootstrap.arg(directory).arg(&mirror)).await?;
+
+    let mirror = mirror.trim_end_matches('/');
+    let sources = format!(
+        "deb {mirror} {suite} main\ndeb {mirror} {suite}-updates main\ndeb {mirror}-security {suite}-security main\n"
+    );
+    let dumped = run(Command::new("apt-config").arg("dump")).await?;
+    let reach: Vec<_> = dumped
+        .lines()
+        .filter(|line| ["Acquire::http", "Acquire::Check-"].iter().any(|prefix| line.starts_with(prefix)))
+        .collect();
+    for (name, text) in [("sources.list", sources), ("apt.conf.d/90machine", reach.join("\n") + "\n")] {
+        let file = directory.join("etc/apt").join(name);
+        fs::write(&file, text).with_context(|| format!("writing {}", file.display()))?;
+    }
+    let mut install = Command::new("unshare");
+    install.args(["--mount", "--pid", "--fork", "--kill-child", "/bin/sh", "-euc", INSTALL, "install"]);
+    run(install.arg(directory).args(packages)).await.map(drop)
 }
 
 /// This machine's Debian release.

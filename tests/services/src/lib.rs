@@ -20,6 +20,7 @@ pub mod deployment;
 mod elasticmq;
 mod fault_proxy;
 mod go;
+pub mod image;
 mod kafka;
 mod kafka_security;
 mod kube_apiserver;
