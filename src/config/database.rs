@@ -27,7 +27,7 @@ pub(super) struct DatabaseSection {
     password: Option<Secret>,
     /// How TLS is used; default `prefer`. Over a network use `verify-full`.
     sslmode: Option<SslMode>,
-    /// The authorities to trust, a PEM file.
+    /// The authorities to trust, a PEM file. Default: Mozilla's, as they were when this release was built, and not the system's.
     sslrootcert: Option<PathBuf>,
 }
 
