@@ -24,6 +24,10 @@ test-all:
 faults:
     CATALOG_BRIDGE_TEST=long cargo test --release --test faults -- --nocapture
 
+# The image without an engine, as root: its build stage, its binary in what the last stage holds (a part of test-all)
+image:
+    CATALOG_BRIDGE_TEST=long cargo test --test deploy image:: -- --nocapture
+
 # What CI checks before the tests
 lint:
     cargo fmt --all --check
