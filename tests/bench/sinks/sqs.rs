@@ -8,7 +8,7 @@ use aws_sdk_sqs::Client;
 use aws_sdk_sqs::config::retry::RetryConfig;
 use aws_sdk_sqs::config::{BehaviorVersion, Credentials, Region};
 use aws_sdk_sqs::types::{MessageAttributeValue, QueueAttributeName, SendMessageBatchRequestEntry};
-use catalog_bridge_api::Message;
+use catalog_bridge_api::{BRIDGE_GENERATION, BRIDGE_LOG_ID, BRIDGE_OFFSET, Message};
 use catalog_bridge_services::{ElasticMq, FaultProxy};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -117,9 +117,9 @@ fn entry(message: &Message) -> Result<SendMessageBatchRequestEntry> {
         .message_body(std::str::from_utf8(&message.body)?)
         .message_group_id(message.entity_ref.as_str())
         .message_deduplication_id(message.id.to_string())
-        .message_attributes("catalog-bridge-log-id", attribute(&message.id.log_id.to_string())?)
-        .message_attributes("catalog-bridge-generation", attribute(&message.id.generation.to_string())?)
-        .message_attributes("catalog-bridge-offset", attribute(&message.offset().to_string())?)
+        .message_attributes(BRIDGE_LOG_ID, attribute(&message.id.log_id.to_string())?)
+        .message_attributes(BRIDGE_GENERATION, attribute(&message.id.generation.to_string())?)
+        .message_attributes(BRIDGE_OFFSET, attribute(&message.offset().to_string())?)
         .message_attributes("event-type", attribute("updated")?)
         .message_attributes("kind", attribute("component")?)
         .message_attributes("content-type", attribute(message.content_type)?);

@@ -107,20 +107,19 @@ async fn build(place: &Path) -> Result<Built> {
 
 /// This machine's Rust, if it is the release that the Dockerfile names.
 fn toolchain(version: &str) -> Result<PathBuf> {
-    let rustc = |argument: &str| -> Result<String> {
-        let output = Command::new("rustc").args(["--print", "sysroot", argument]).current_dir(root()).output();
+    let rustc = |arguments: &[&str]| -> Result<String> {
+        let output = Command::new("rustc").args(arguments).current_dir(root()).output();
         let printed = String::from_utf8(output.context("rustc")?.stdout)?;
         Ok(printed.trim().to_owned())
     };
-    let release = Command::new("rustc").arg("--version").current_dir(root()).output().context("rustc")?;
-    let release = String::from_utf8(release.stdout)?;
+    let release = rustc(&["--version"])?;
     let number = release.split_whitespace().nth(1).unwrap_or_default();
     ensure!(
         number == version || number.starts_with(&format!("{version}.")),
         "the Dockerfile builds with Rust {version}, this is {number}: \
          `rustup toolchain install {version}`, and set RUSTUP_TOOLCHAIN={version}"
     );
-    Ok(PathBuf::from(rustc("--verbose")?))
+    Ok(PathBuf::from(rustc(&["--print", "sysroot"])?))
 }
 
 /// What the base image sets, and what an engine hands on: how the registries are reached.

@@ -11,19 +11,9 @@ use crate::{
     cache::{self, run},
 };
 
-/// Downloads `package` and those of its dependencies that `is_wanted`, from a Debian release such as `bookworm`, and
+/// Downloads `packages` and those of their dependencies that `is_wanted`, from a Debian release such as `bookworm`, and
 /// unpacks them below `directory`.
 pub(crate) async fn unpack(
-    suite: &str,
-    package: &str,
-    is_wanted: impl Fn(&str) -> bool,
-    directory: &Path,
-) -> Result<()> {
-    unpack_all(suite, &[package], is_wanted, directory).await
-}
-
-/// As [`unpack`], for several packages at once.
-pub(crate) async fn unpack_all(
     suite: &str,
     packages: &[&str],
     is_wanted: impl Fn(&str) -> bool,
@@ -72,7 +62,7 @@ chroot "$root" apt-get clean
 rm -rf "$root"/var/lib/apt/lists/*"#;
     let (own_suite, mirror) = (host_suite()?, mirror()?);
     let tool = cache::installed(&format!("debootstrap-{own_suite}"), async |directory| {
-        unpack(&own_suite, "debootstrap", |_| false, directory).await
+        unpack(&own_suite, &["debootstrap"], |_| false, directory).await
     })
     .await?;
     let mut debootstrap = Command::new(tool.join("usr/sbin/debootstrap"));

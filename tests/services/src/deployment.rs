@@ -34,7 +34,7 @@ pub async fn actionlint() -> Result<PathBuf> {
 pub async fn promtool() -> Result<PathBuf> {
     let suite = debian::host_suite()?;
     let unpacked = cache::installed(&format!("prometheus-{suite}"), async |directory| {
-        debian::unpack(&suite, "prometheus", |_| false, directory).await
+        debian::unpack(&suite, &["prometheus"], |_| false, directory).await
     })
     .await?;
     Ok(unpacked.join("usr/bin/promtool"))

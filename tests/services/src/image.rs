@@ -66,7 +66,7 @@ pub async fn buildpack_deps() -> Result<PathBuf> {
 /// account, and no program but those of libc6.
 pub async fn distroless_cc() -> Result<PathBuf> {
     cache::installed(&format!("image-distroless-cc-debian12-{MAKING}"), async |directory| {
-        debian::unpack_all(SUITE, DISTROLESS_CC, |_| false, directory).await?;
+        debian::unpack(SUITE, DISTROLESS_CC, |_| false, directory).await?;
         write_authorities(directory).await?;
         let nonroot = format!("nonroot:x:{NONROOT}:");
         let files = [
@@ -96,7 +96,7 @@ pub async fn distroless_cc() -> Result<PathBuf> {
 /// Of the package only the certificates go into the image, in one file.
 async fn write_authorities(directory: &Path) -> Result<()> {
     let package = directory.join(".authorities");
-    debian::unpack(SUITE, "ca-certificates", |_| false, &package).await?;
+    debian::unpack(SUITE, &["ca-certificates"], |_| false, &package).await?;
     let mut all = String::new();
     for file in fs::read_dir(package.join("usr/share/ca-certificates/mozilla"))?.flatten() {
         let text = fs::read_to_string(file.path()).with_context(|| format!("reading {}", file.path().display()))?;

@@ -187,7 +187,7 @@ fn go(directory: &Path) -> InstallCommand {
 async fn install_etcd() -> Result<PathBuf> {
     let suite = debian::host_suite()?;
     let unpacked = cache::installed(&format!("etcd-{suite}"), async |directory| {
-        debian::unpack(&suite, "etcd-server", |_| false, directory).await
+        debian::unpack(&suite, &["etcd-server"], |_| false, directory).await
     })
     .await?;
     Ok(unpacked.join("usr/bin/etcd"))

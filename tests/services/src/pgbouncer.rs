@@ -58,7 +58,7 @@ impl PgBouncer {
         let unpacked = cache::installed(&format!("pgbouncer-{suite}"), async |directory| {
             // The machine's own libc is the right one: it is the same release.
             let is_library = |name: &str| name.starts_with("lib") && !name.starts_with("libc6");
-            debian::unpack(&suite, "pgbouncer", is_library, directory).await
+            debian::unpack(&suite, &["pgbouncer"], is_library, directory).await
         })
         .await?;
         Ok(unpacked.join("usr/sbin/pgbouncer"))

@@ -143,7 +143,7 @@ impl RabbitMq {
         let final_path = cache::cache_directory()?.join(&name);
         cache::installed(&name, async |directory| {
             let is_wanted = |name: &str| name.starts_with("erlang-") || PACKAGES.contains(&name);
-            debian::unpack(suite, "rabbitmq-server", is_wanted, directory).await?;
+            debian::unpack(suite, &["rabbitmq-server"], is_wanted, directory).await?;
             let mut adapt = InstallCommand::new("/bin/sh");
             adapt.args(["-c", ADAPT, "adapt"]).arg(&final_path).arg(directory);
             cache::run(&mut adapt).await.map(drop)

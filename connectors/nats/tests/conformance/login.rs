@@ -1,13 +1,11 @@
 //! Logins, TLS and permissions: what delivers, and what is the operator's.
 
-use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use catalog_bridge_api::ConnectorError;
 use catalog_bridge_conformance::by_hand::{claim, open};
-use catalog_bridge_services::{Nats, NatsOperator, NatsOptions};
+use catalog_bridge_services::{Nats, NatsOperator, NatsOptions, make_certificates};
 use serde_json::{Value, json};
 
 use crate::sink::connector_with;
@@ -157,23 +155,10 @@ async fn replaced_credentials_serve_the_session_after_the_old_ones_expired() -> 
     Ok(())
 }
 
-fn make_certificates(directory: &Path) -> Result<()> {
-    const SCRIPT: &str = r#"set -e
-openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=test-ca -keyout ca.key -out ca.pem
-echo 'subjectAltName=IP:127.0.0.1,DNS:localhost' > names
-for who in server client; do
-  openssl req -newkey rsa:2048 -nodes -subj /CN=$who -keyout $who.key -out $who.csr
-  openssl x509 -req -in $who.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 30 -out $who.crt -extfile names
-done"#;
-    let output = Command::new("/bin/sh").args(["-c", SCRIPT]).current_dir(directory).output()?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_and_client_certificates() -> Result<()> {
     let directory = tempfile::tempdir()?;
-    make_certificates(directory.path())?;
+    make_certificates(directory.path()).await?;
     let file = |name: &str| directory.path().join(name).display().to_string();
     let (ca, certificate, key) = (file("ca.pem"), file("client.crt"), file("client.key"));
     let (server_certificate, server_key) = (file("server.crt"), file("server.key"));
