@@ -217,10 +217,11 @@ impl Session for MemorySession {
                     }
                 });
             }
-            if wrong == Wrong::SendsWithoutLease {
-                while let Some(message) = feed.try_next() {
-                    batch.push_back(message);
-                }
+            // The whole window, so that it is still sending long after the lease ended with the first acknowledgement.
+            while wrong == Wrong::SendsWithoutLease
+                && let Ok(Some(message)) = tokio::time::timeout(Duration::from_millis(500), feed.next()).await
+            {
+                batch.push_back(message);
             }
             let is_slow = self.memory.server().is_slow;
             if wrong == Wrong::IsImpatient && is_slow {
