@@ -165,11 +165,12 @@ async fn latency() -> Result<()> {
     });
     let mut connection = catalog.connect().await?;
     for (what, pause, count) in
-        [("idle (one change every 11 s)", 11_000, 12), ("busy (one change every 200 ms)", 200, 200)]
+        [("idle (one change every 11 s)", 11_000, 12), ("busy (one change every 100 to 350 ms)", 100, 200)]
     {
         let mut delays = Vec::new();
         for number in 0..count {
-            tokio::time::sleep(Duration::from_millis(pause)).await;
+            // Not in step with the polls.
+            tokio::time::sleep(Duration::from_millis(pause + rand::random_range(0..250))).await;
             let name = format!("l{pause}-{number}");
             support::catalog::put(&mut connection, &name, || number).await?;
             let committed = Instant::now();

@@ -26,10 +26,13 @@ pub(crate) async fn run(arguments: &[String]) -> Result<()> {
         let daemon = captured.start(way, keys).await?.context("a daemon")?;
         let mut connection = catalog.connect().await?;
         let mut at = daemon.head().await?.get();
-        for (what, pause, count) in [("busy, one every 200 ms", 200, busy), ("idle, one every 11 s", 11_000, idle)] {
+        for (what, pause, count) in
+            [("busy, one every 100 to 350 ms", 100, busy), ("idle, one every 11 s", 11_000, idle)]
+        {
             let mut delays = Vec::new();
             for number in 0..count {
-                tokio::time::sleep(Duration::from_millis(pause)).await;
+                // Not in step with the polls.
+                tokio::time::sleep(Duration::from_millis(pause + rand::random_range(0..250))).await;
                 let path = format!("/events?offset={at}&wait=55");
                 let (page, committed) = tokio::join!(daemon.get(&path), async {
                     // The long poll is parked by then.

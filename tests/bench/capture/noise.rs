@@ -29,7 +29,7 @@ pub(crate) async fn run() -> Result<()> {
     let postgres = Postgres::start(PostgresOptions::default()).await?;
     let backstage = Backstage::start(&postgres, BackstageOptions::default()).await?;
     let captured = Captured::new(backstage.database_url(), backstage.schema(), &[Way::Generations]).await?;
-    let daemon = captured.start(Way::Generations, ", removal_guard: off").await?.context("a daemon")?;
+    let daemon = captured.start(Way::Generations, "").await?.context("a daemon")?;
     let mut company = Company { random: StdRng::seed_from_u64(1), components: BTreeMap::new(), number: 0 };
     for _ in 0..COMPONENTS {
         company.hire();

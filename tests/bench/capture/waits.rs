@@ -37,7 +37,7 @@ pub(crate) async fn run() -> Result<()> {
         let catalog = Catalog::create(&postgres.fresh_database("catalog").await?).await?;
         catalog.fill(20_000, 1_000).await?;
         let captured = Captured::new(catalog.owner_url(), "public", &[way]).await?;
-        let daemon = captured.start(way, ", removal_guard: off").await?;
+        let daemon = captured.start(way, "").await?;
         let end = Instant::now() + WATCHED;
         let write = async |client: u64| -> Result<()> {
             let mut connection = catalog.connect().await?;
