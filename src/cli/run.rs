@@ -1,6 +1,8 @@
 //! `run`: the daemon, until it is told to stop.
 
+use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -13,36 +15,37 @@ use super::Global;
 use crate::store::Backend;
 use crate::{daemon, http, telemetry};
 
-/// Where probes of a pod look while the config cannot be read: the chart's container port.
-const PROBED: &str = "0.0.0.0:8219";
-/// Pause between two starts that fail.
-const STAY_PAUSE: Duration = Duration::from_secs(60);
+/// Pause after the first start that failed; the next are longer.
+const STAY_PAUSE: Duration = Duration::from_secs(1);
+/// The longest.
+const STAY_PAUSE_MAX: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Args)]
 pub(super) struct Run {
-    /// Never ends by itself: what would end the daemon, such as a wrong config, is logged and tried again each minute, and /healthz
-    /// answers on port 8219. For a sidecar, as a pod is ready only while all of its containers run.
-    #[arg(long)]
-    stay: bool,
+    /// Never ends by itself: what would end the daemon, such as a wrong config, is logged and tried again, at least each minute.
+    /// Meanwhile /healthz and /metrics answer at ADDRESS, as the config that would name it may be what is wrong. For a sidecar, as
+    /// a pod is ready only while all of its containers run.
+    #[arg(long, value_name = "ADDRESS")]
+    stay: Option<SocketAddr>,
 }
 
 impl Run {
     pub(super) async fn run(&self, global: &Global) -> Result<()> {
         let shutdown = CancellationToken::new();
         stop_on_signals(&shutdown)?;
+        let mut pause = STAY_PAUSE;
         loop {
             let Err(error) = start(global, &shutdown).await else { return Ok(()) };
-            if !self.stay || shutdown.is_cancelled() {
-                return Err(error);
-            }
+            let Some(address) = self.stay.filter(|_| !shutdown.is_cancelled()) else { return Err(error) };
             telemetry::logging::start(&telemetry::logging::Settings::default());
-            let text = super::describe(&error);
-            error!(error = text, retry_in = ?STAY_PAUSE, "the daemon cannot run; it stays and tries again");
+            error!(error = super::describe(&error), retry_in = ?pause, "the daemon cannot run; it stays and tries again");
+            let registry = Arc::new(daemon::registry_without_daemon());
             tokio::select! {
-                () = http::answer_alive(PROBED, &text) => {}
-                () = tokio::time::sleep(STAY_PAUSE) => {}
+                () = http::answer_without_daemon(address, &registry) => {}
+                () = tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))) => {}
                 () = shutdown.cancelled() => return Ok(()),
             }
+            pause = (pause * 2).min(STAY_PAUSE_MAX);
         }
     }
 }

@@ -1,5 +1,8 @@
 //! All metrics of the daemon, registered in one place.
 
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry as Registered;
+
 use crate::telemetry::metrics::Registry;
 use crate::{delivery, http, source, store};
 
@@ -25,9 +28,22 @@ impl Metrics {
         metrics.source.register(registry);
         metrics.delivery.register(registry);
         metrics.http.register(registry);
-        registry.register_process();
+        register_process(registry, true);
         metrics
     }
+}
+
+/// What `/metrics` shows while a process stays that cannot run the daemon.
+pub fn registry_without_daemon() -> Registered {
+    let mut registry = Registry::default();
+    register_process(&mut registry, false);
+    registry.into_registered()
+}
+
+fn register_process(registry: &mut Registry, is_running: bool) {
+    let help = "1 where the daemon runs, 0 where `run --stay` waits to try a start again that failed";
+    registry.register("catalog_bridge_daemon_running", help, ConstGauge::new(i64::from(is_running)));
+    registry.register_process();
 }
 
 /// The page `docs/metrics.md`.

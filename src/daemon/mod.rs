@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-pub use self::metrics::metrics_page;
+pub use self::metrics::{metrics_page, registry_without_daemon};
 
 use self::metrics::Metrics;
 use crate::config::Config;

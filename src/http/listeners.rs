@@ -57,12 +57,7 @@ impl Listeners {
     /// next.
     pub async fn answer_not_ready(&self, registry: &Arc<Registry>, why: &str) {
         let serve = |listener, detail: String| {
-            let router = Router::new()
-                .route("/healthz", get(health::healthz))
-                .route("/metrics", get(health::early_metrics))
-                .with_state(Arc::clone(registry))
-                .fallback(move || std::future::ready(Problem::new(Kind::StoreUnavailable, detail).retry_after(1)));
-            server::accept(listener, router, &self.limits, None, CancellationToken::new())
+            server::accept(listener, early(registry, detail, 1), &self.limits, None, CancellationToken::new())
         };
         let not_yet = "the event log cannot be reached yet";
         let readers = serve(&self.readers, not_yet.to_owned());
@@ -73,22 +68,29 @@ impl Listeners {
     }
 }
 
-/// Answers while there is no daemon at all, in a pod that must stay ready: alive, and 503 with the reason to everything else. Goes
-/// on until it is dropped.
-pub async fn answer_alive(address: &str, why: &str) {
+/// Answers while no daemon runs, in a pod that must stay ready: alive, metrics, and 503 to everything else. Why it does not run is
+/// for the log alone, as anybody may ask here. Goes on until it is dropped.
+pub async fn answer_without_daemon(address: SocketAddr, registry: &Arc<Registry>) {
     match TcpListener::bind(address).await {
         Ok(listener) => {
-            let why = why.to_owned();
-            let router = Router::new()
-                .route("/healthz", get(health::healthz))
-                .fallback(move || std::future::ready(Problem::new(Kind::StoreUnavailable, why).retry_after(60)));
+            let router = early(registry, "the daemon cannot run; its log says why".to_owned(), 60);
             server::accept(&listener, router, &super::Limits::default(), None, CancellationToken::new()).await;
         }
         Err(error) => {
-            tracing::warn!(address, %error, "probes cannot be answered");
+            tracing::warn!(%address, %error, "probes cannot be answered");
             std::future::pending::<()>().await;
         }
     }
+}
+
+/// What is answered before there is a log: alive, metrics, and 503 with this detail to everything else.
+fn early(registry: &Arc<Registry>, detail: String, retry_after_seconds: u32) -> Router {
+    let refusal = move || Problem::new(Kind::StoreUnavailable, detail.clone()).retry_after(retry_after_seconds);
+    Router::new()
+        .route("/healthz", get(health::healthz))
+        .route("/metrics", get(health::early_metrics))
+        .with_state(Arc::clone(registry))
+        .fallback(move || std::future::ready(refusal()))
 }
 
 async fn listen(setting: &'static str, address: &str) -> Result<TcpListener, ServeError> {

@@ -35,7 +35,7 @@ use serde_json::Value;
 use crate::store::Tail;
 use crate::telemetry::StatusBoard;
 
-pub use listeners::{Listeners, ServeError, answer_alive};
+pub use listeners::{Listeners, ServeError, answer_without_daemon};
 pub use metrics::Metrics;
 pub use openapi::document as openapi_document;
 pub use problem::{Kind as ProblemKind, Problem};

@@ -2,10 +2,12 @@
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use tokio::process::Command;
 
 use crate::charts::{Rendered, container, parent, parse, render, render_chart};
 use crate::schemas::everything;
 use crate::standalone::check_restricted;
+use crate::support::{BINARY, free_port, wait_until};
 
 /// The values that our chart gives for Backstage's.
 async fn backstage_values(values: &Value) -> Result<Value> {
@@ -33,7 +35,12 @@ fn check_harmless(pod: &Value) -> Result<()> {
     let bridge = container(pod, "catalog-bridge");
     ensure!(bridge["readinessProbe"].is_null() && bridge["startupProbe"].is_null(), "{bridge:#}");
     ensure!(bridge["livenessProbe"]["httpGet"]["path"] == "/healthz", "liveness is our own progress");
-    ensure!(bridge["args"].as_array().is_some_and(|arguments| arguments.contains(&json!("--stay"))));
+    let probed = bridge["livenessProbe"]["httpGet"]["port"].clone();
+    let ports = bridge["ports"].as_array().context("ports")?;
+    let port = ports.iter().find(|port| port["name"] == probed).context("the probe's port")?;
+    let stay = json!(["run", "--stay", format!("0.0.0.0:{}", port["containerPort"])]);
+    let arguments = bridge["args"].as_array().context("arguments")?;
+    ensure!(arguments.starts_with(stay.as_array().context("a list")?), "{arguments:?}");
     for part in ["requests", "limits"] {
         ensure!(bridge["resources"][part]["memory"].is_string(), "{part} are set");
     }
@@ -156,26 +163,49 @@ async fn a_chart_of_ones_own_includes_the_templates() -> Result<()> {
 
 /// What `--stay` is for: a wrong config, and then a right one, in one process that never ends by itself.
 #[tokio::test]
-async fn a_daemon_that_stays_does_not_end_on_a_wrong_config() -> Result<()> {
+async fn a_daemon_that_stays_answers_its_probe_and_runs_once_its_config_is_right() -> Result<()> {
     let place = tempfile::tempdir()?;
-    let config = place.path().join("catalog-bridge.yaml");
-    std::fs::write(&config, "log: sqlite:log.db\nsinkz: {}\n")?;
-    let log = std::fs::File::create(place.path().join("log"))?;
-    let mut daemon = tokio::process::Command::new(crate::support::BINARY)
-        .args(["run", "--stay", "--config"])
+    let (config, log) = (place.path().join("catalog-bridge.yaml"), place.path().join("log"));
+    let (http, admin) = (free_port()?, free_port()?);
+    let right = format!(
+        "http: {{ listen: 127.0.0.1:{http}, admin: 127.0.0.1:{admin} }}\nlog: sqlite://{}/log.db\nsources: {{ push: {{ ingest: {{}} }} }}\n",
+        place.path().display(),
+    );
+    std::fs::write(&config, format!("{right}sinkz: {{}}\n"))?;
+    let mut daemon = Command::new(BINARY)
+        .args(["run", "--stay", &format!("127.0.0.1:{http}"), "--config"])
         .arg(&config)
-        .stderr(log)
+        .stderr(std::fs::File::create(&log)?)
         .kill_on_drop(true)
         .spawn()?;
+    let client = reqwest::Client::new();
+    let get = async |path: &str| -> Result<(u16, String)> {
+        let reply = client.get(format!("http://127.0.0.1:{http}/{path}")).send().await?;
+        Ok((reply.status().as_u16(), reply.text().await?))
+    };
+    let answers = async |path: &str, status: u16| Ok(get(path).await.is_ok_and(|reply| reply.0 == status));
 
-    crate::support::wait_until("the refusal is logged", async || {
-        Ok(std::fs::read_to_string(place.path().join("log"))?.contains("it stays and tries again"))
+    wait_until("the probe is answered without a daemon", async || answers("readyz", 503).await).await?;
+    wait_until("the refusal is logged", async || Ok(std::fs::read_to_string(&log)?.contains("sinkz"))).await?;
+    // Between two tries nobody listens for a moment.
+    wait_until("the probe says that it is alive", async || answers("healthz", 200).await).await?;
+    let is_told = async |value: u8| {
+        let line = format!("catalog_bridge_daemon_running {value}");
+        Ok(get("metrics").await.is_ok_and(|(_, text)| text.lines().any(|found| found == line)))
+    };
+    wait_until("metrics say that no daemon runs", async || is_told(0).await).await?;
+    wait_until("readers are refused, and not told why", async || {
+        Ok(get("api/catalog/events").await.is_ok_and(|(status, text)| status == 503 && !text.contains("sinkz")))
     })
     .await?;
     ensure!(daemon.try_wait()?.is_none(), "it lives");
-    let pid = daemon.id().context("a process")?.to_string();
-    std::process::Command::new("kill").args(["-TERM", &pid]).status()?;
 
+    std::fs::write(&config, right)?;
+
+    wait_until("the same process serves", async || answers("readyz", 200).await).await?;
+    wait_until("metrics say that it runs", async || is_told(1).await).await?;
+    let pid = daemon.id().context("it lives")?.to_string();
+    std::process::Command::new("kill").args(["-TERM", &pid]).status()?;
     let status = tokio::time::timeout(std::time::Duration::from_secs(60), daemon.wait()).await??;
     ensure!(status.success(), "SIGTERM ends it in order: {status}");
     Ok(())

@@ -9,7 +9,7 @@ ready only while all of its containers run.
 
 {{- define "catalog-bridge.sidecarContainer" -}}
 {{- $container := omit (include "catalog-bridge.container" . | fromYaml) "readinessProbe" -}}
-{{- $_ := set $container "args" (list "run" "--stay" "--config" "/etc/catalog-bridge/catalog-bridge.yaml") -}}
+{{- $_ := set $container "args" (list "run" "--stay" "0.0.0.0:8219" "--config" "/etc/catalog-bridge/catalog-bridge.yaml") -}}
 {{- range $container.envFrom -}}
 {{- range $source := values . -}}
 {{- if kindIs "map" $source -}}{{- $_ := set $source "optional" true -}}{{- end -}}
