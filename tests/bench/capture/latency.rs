@@ -44,8 +44,8 @@ pub(crate) async fn run(arguments: &[String]) -> Result<()> {
                 at = page?["lastEventOffset"].as_u64().context("an offset")?;
             }
             delays.sort();
-            let part = |share: f64| delays[((delays.len() - 1) as f64 * share) as usize].as_millis();
-            println!("| {name} | {what} | {count} | {} / {} / {} |", part(0.5), part(0.99), part(1.0));
+            let part = |share: f64| delays[((delays.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e3;
+            println!("| {name} | {what} | {count} | {:.1} / {:.1} / {:.1} |", part(0.5), part(0.99), part(1.0));
         }
         captured.stop(way, Some(daemon)).await?;
     }
