@@ -45,5 +45,11 @@ async fn the_release_workflow_is_sound() -> Result<()> {
             }
         }
     }
+    let steps = jobs["binaries"]["steps"].as_array().context("steps")?;
+    let is_sbom =
+        |step: &&Value| step["uses"].as_str().is_some_and(|action| action.starts_with("anchore/sbom-action@"));
+    let sbom = steps.iter().find(is_sbom).context("a step that makes an SBOM")?;
+    // Of the sources it would name what only tests need.
+    ensure!(sbom["with"]["file"] == "catalog-bridge" && sbom["with"]["path"].is_null(), "{sbom}");
     Ok(())
 }

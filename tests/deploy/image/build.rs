@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use catalog_bridge_services::{cache_directory, image};
 
 use super::container::{Image, namespace, tail};
-use super::{authorities, instructions, last_stage};
+use super::{authorities, instructions, last_stage, materials};
 use crate::charts::root;
 use crate::support::rounds;
 
@@ -38,6 +38,7 @@ async fn the_build_stage_builds_and_its_binary_runs_in_the_last_stage() -> Resul
     last_stage::check_commands(&image)?;
     last_stage::check_daemon(&image).await?;
     last_stage::check_demo(&image).await?;
+    materials::check(&image).await?;
     authorities::check(&image).await
 }
 

@@ -7,6 +7,7 @@ mod authorities;
 mod build;
 mod container;
 mod last_stage;
+mod materials;
 
 use std::process::Command;
 

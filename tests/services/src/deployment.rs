@@ -1,4 +1,4 @@
-//! What judges the files of `deploy/`: Helm, kubeconform, promtool, actionlint, and Compose's own loader.
+//! What judges the files of `deploy/`: Helm, kubeconform, promtool, actionlint, syft, and Compose's own loader.
 //!
 //! All but promtool are built by the Go toolchain; promtool comes from Debian's package of Prometheus, which is a download
 //! of seconds instead of a build of minutes.
@@ -28,6 +28,11 @@ pub async fn kubeconform() -> Result<PathBuf> {
 /// Lints workflows of GitHub Actions.
 pub async fn actionlint() -> Result<PathBuf> {
     go::program("github.com/rhysd/actionlint/cmd/actionlint", "v1.7.12", Speed::OfTheBuild).await
+}
+
+/// Lists what a directory or a program is made of, as BuildKit's scanner and the release workflow's action do.
+pub async fn syft() -> Result<PathBuf> {
+    go::program("github.com/anchore/syft/cmd/syft", "v1.57.1", Speed::OfTheBuild).await
 }
 
 /// Checks and tests rules of Prometheus.
