@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use super::position::Way;
 
-/// A look costs at most one part in so many of a core.
-const SHARE: u32 = 100;
+/// Looks for removals cost at most one part in so many of a core: half of the hundredth that capture may cost. The other half is for the
+/// polls, and for what the least of some measures leaves out (docs/capture-performance.md has both).
+const SHARE: u32 = 200;
 /// Longest pause after looks that were in vain.
 const PAUSE_MAX: Duration = Duration::from_secs(60 * 60);
 
@@ -52,7 +53,7 @@ impl Meter {
     }
 }
 
-/// When the next of a kind of look is due: after its interval, after a hundred times what the last one cost, and after
+/// When the next of a kind of look is due: after its interval, after [`SHARE`] times what the last one cost, and after
 /// twice as long for each one in a row that was in vain.
 #[derive(Debug, Clone)]
 pub(super) struct Pace {
@@ -180,7 +181,7 @@ mod tests {
 
         pace.done(Duration::from_millis(3), start);
         assert_eq!(pace.due_in(start), Duration::from_secs(1));
-        pace.done(Duration::from_millis(30), start);
+        pace.done(Duration::from_millis(15), start);
 
         assert_eq!(pace.due_in(start), Duration::from_secs(3));
         assert!(!pace.is_due(start + Duration::from_millis(2_999)) && pace.is_due(start + Duration::from_secs(3)));

@@ -73,7 +73,7 @@ impl Session<'_> {
                 self.begin_reconcile(&reason, true);
             }
         }
-        // Counting and looking up share one hundredth of a core.
+        // Counting and looking up have one share of a core together.
         let (cost, now) = (self.catalog.take_spent(), Instant::now());
         self.paces.count.done(census.cost + cost, now);
         self.paces.sweep.done(Duration::ZERO, now);
