@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use super::position::Way;
 
-/// Looks for removals cost at most one part in so many of a core: half of the hundredth that capture may cost. The other half is for the
-/// polls, and for what the least of some measures leaves out (docs/capture-performance.md has both).
-const SHARE: u32 = 200;
+/// Looks for removals cost at most one part in so many of a core, by the server's clock: two fifths of the hundredth that capture may
+/// cost. The rest is for the polls, and for what the least of some measures leaves out (docs/capture-performance.md has both).
+const SHARE: u32 = 250;
 /// Longest pause after looks that were in vain.
 const PAUSE_MAX: Duration = Duration::from_secs(60 * 60);
 
@@ -181,7 +181,7 @@ mod tests {
 
         pace.done(Duration::from_millis(3), start);
         assert_eq!(pace.due_in(start), Duration::from_secs(1));
-        pace.done(Duration::from_millis(15), start);
+        pace.done(Duration::from_millis(12), start);
 
         assert_eq!(pace.due_in(start), Duration::from_secs(3));
         assert!(!pace.is_due(start + Duration::from_millis(2_999)) && pace.is_due(start + Duration::from_secs(3)));
