@@ -123,9 +123,14 @@ impl Bridge {
     }
 
     pub(super) async fn wait_for_state(&self, what: &str, is_met: impl Fn(&ConsumerState) -> bool) -> ConsumerStatus {
+        self.wait_for_status(what, |status| is_met(&status.state)).await
+    }
+
+    /// The status is told after the append, so what it says of one is waited for.
+    pub(super) async fn wait_for_status(&self, what: &str, is_met: impl Fn(&ConsumerStatus) -> bool) -> ConsumerStatus {
         let end = Instant::now() + PATIENCE;
         loop {
-            if let Some(status) = self.status().filter(|status| is_met(&status.state)) {
+            if let Some(status) = self.status().filter(|status| is_met(status)) {
                 return status;
             }
             assert!(Instant::now() < end, "never {what}: {:?}", self.status());

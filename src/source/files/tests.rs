@@ -66,7 +66,8 @@ async fn a_broken_file_keeps_its_last_good_entities() {
     std::fs::write(directory.join("a.yaml"), "kind: Component\nmetadata:\n  name: [\n").expect("written");
     put(directory, "z.yaml", &[("z", "y")]);
     wait_for(&bridge, &[("a", "x"), ("b", "x"), ("z", "y")]).await;
-    let invalid = bridge.status().expect("a status").detail["invalid"][0].clone();
+    let status = bridge.wait_for_status("invalid", |status| status.detail["invalidCount"] == 1).await;
+    let invalid = &status.detail["invalid"][0];
     bridge.stop().await;
     assert_eq!(invalid["file"], "a.yaml");
     assert!(invalid["line"].as_u64().is_some_and(|line| line >= 3), "{invalid}");
@@ -88,7 +89,8 @@ async fn a_ref_in_two_files_is_shown_and_moves_on_when_the_first_lets_go() {
     put(directory, "b.yaml", &[("a", "second"), ("b", "x")]);
     let bridge = start(directory, &log);
     wait_for(&bridge, &[("a", "first"), ("b", "x")]).await;
-    let conflict = bridge.status().expect("a status").detail["conflicts"][0].clone();
+    let status = bridge.wait_for_status("in conflict", |status| status.detail["conflictCount"] == 1).await;
+    let conflict = &status.detail["conflicts"][0];
     assert_eq!((conflict["takenFrom"].as_str(), conflict["leftOut"].as_str()), (Some("a.yaml"), Some("b.yaml")));
 
     std::fs::remove_file(directory.join("a.yaml")).expect("removed");
